@@ -1,0 +1,43 @@
+# A virtual environment is made on first use. PYTHON, VENV and MODEL_DIR can be set on the line.
+PYTHON ?= python3
+VENV ?= .venv
+MODEL_DIR ?= runs/quickstart
+RUN = $(VENV)/bin/python
+
+.PHONY: quickstart test chaos lint bench clean
+
+# Trains a digits classifier on two replicas; run it again and it goes on where it was.
+quickstart: $(VENV)/.installed
+	$(RUN) -m trainer --gin_file=runs/digits.gin --model_dir=$(MODEL_DIR) \
+	  --mode=train_and_evaluate --gin.strategy.devices_per_worker=2
+
+# The fast tests, a few minutes.
+test: $(VENV)/.installed-dev
+	$(RUN) -m pytest -m 'not slow and not chaos and not cluster'
+
+# Several real processes, and faults injected into them.
+chaos: $(VENV)/.installed-dev
+	$(RUN) -m pytest -m '(slow or chaos) and not cluster'
+
+lint: $(VENV)/.installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench: $(VENV)/.installed-dev
+	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(RUN) $$file; done
+
+# Leaves runs/ alone.
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.py pyproject.toml | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-dev: setup.py pyproject.toml | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/.installed

@@ -1,0 +1,55 @@
+"""The interface between stored examples and the pipeline: random access by record number."""
+
+import abc
+
+import tensorflow as tf
+
+Features = dict[str, tf.Tensor]
+
+
+class Source(abc.ABC):
+    """A fixed set of numbered examples, each a dict of named features, read in any order.
+
+    The order of training is computed and not read (see `order`), so random access is all that
+    a source has to offer. Whatever implements the four abstract members can be trained on:
+
+    * Records are numbered 0 to `num_examples - 1`, the same on every worker and in every run.
+    * Record i always holds the same bits; sources neither shuffle, augment nor repeat.
+    * `fetch` is called while a graph is traced, and its graph runs on the host, in several
+      threads at once and far more often than it is traced.
+    """
+
+    @property
+    @abc.abstractmethod
+    def num_examples(self) -> int:
+        """The number of examples, at least 1."""
+
+    @property
+    @abc.abstractmethod
+    def element_spec(self) -> dict[str, tf.TensorSpec]:
+        """The shape and dtype of each feature of one example, without a batch dimension."""
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 in hexadecimal over all that `fetch` can return; a resumed run compares it."""
+
+    @abc.abstractmethod
+    def fetch(self, indices: tf.Tensor) -> Features:
+        """Reads examples with graph operations.
+
+        Args:
+            indices: int64 [B], record numbers in [0, num_examples), in any order, repeats allowed.
+
+        Returns:
+            For each feature of `element_spec` a tensor [B, ...], row j from record indices[j].
+        """
+
+    def bounds(self, feature: str) -> tuple[float, float] | None:
+        """Returns the least and greatest value of a feature, or None if they are not known.
+
+        It serves checks made before training, such as labels against the number of outputs,
+        and must be cheap.
+        """
+        del feature
+        return None

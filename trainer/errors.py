@@ -1,0 +1,37 @@
+"""The three ways in which a run ends before its time, each with its own exit code."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A mistake in flags, configuration, data or environment that a retry cannot mend.
+
+    The program prints `message` alone, without a traceback, and exits with 2. The message says
+    what is wrong, the value, the nearest valid name if there is one, and how to mend it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        # Gin wraps exceptions and appends to str(error); this stays what was said.
+        self.message = message
+
+
+class Preempted(Exception):
+    """The run was asked to stop and has saved its state; run it again to go on (exit code 75)."""
+
+    exit_code = 75
+
+
+class Diverged(RuntimeError):
+    """The training produced too many non-finite steps in a row (exit code 1)."""
+
+    exit_code = 1
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?" for the name most like `name`, or '' when none is close."""
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f' Did you mean {found[0]!r}?' if found else ''

@@ -1,0 +1,211 @@
+"""Evaluation: every example exactly once, in the training loop, by itself, or beside a run."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from trainer.checkpoint import Checkpoints
+from trainer.data.pipeline import Data, batch_spec, eval_batches
+from trainer.errors import ConfigError
+from trainer.model_dir import ModelDir
+from trainer.observe.tensorboard import TensorBoard
+from trainer.preflight import check_labels
+from trainer.state import State, build_state
+from trainer.sums import MetricSums, first_replica, per_example_loss, weigh
+
+_STEPS_PER_CALL = 100
+_POLL_SECONDS = 2.0
+
+
+class EvalStep:
+    """Evaluates batches on all replicas, padding left out by its weight of 0.
+
+    Args:
+        strategy: the strategy `state` was built under.
+        state: the model that is evaluated; nothing is changed.
+        loss, metrics: as for `TrainStep`.
+    """
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        state: State,
+        loss: Callable,
+        metrics: Sequence[keras.metrics.Metric] = (),
+    ):
+        self._strategy, self._state, self._loss = strategy, state, loss
+        self._metrics = MetricSums(metrics)
+
+    def results(self, sums: tf.Tensor) -> dict[str, float]:
+        """Turns what `run` returned, summed over calls, into the loss and the metrics."""
+        loss, weight, penalty, batches, _ = (float(v) for v in sums[:5])
+        return {
+            'loss': loss / max(weight, 1e-30) + penalty / max(batches, 1.0),
+            **self._metrics.results(sums[5:]),
+        }
+
+    @tf.function(reduce_retracing=True)
+    def run(self, iterator, num_steps: tf.Tensor) -> tf.Tensor:
+        """Evaluates `num_steps` global batches.
+
+        Returns:
+            float64 sums, equal on all workers: loss, weight, penalties, batches, examples (those
+            that are not padding), and the variables of the metrics.
+        """
+        sums = tf.zeros([5 + sum(self._metrics.sizes)], tf.float64)
+        for _ in tf.range(num_steps):
+            out = self._strategy.run(self._replica, args=(next(iterator),))
+            sums += tf.cast(first_replica(self._strategy, out), tf.float64)
+        return sums
+
+    def _replica(self, batch):
+        context = tf.distribute.get_replica_context()
+        model = self._state.model
+        outputs, _, penalties = model.stateless_call(
+            [tf.convert_to_tensor(v.value) for v in model.trainable_variables],
+            [tf.convert_to_tensor(v.value) for v in model.non_trainable_variables],
+            batch['inputs'],
+            training=False,
+            return_losses=True,
+        )
+        losses, mask = per_example_loss(self._loss, batch['labels'], outputs)
+        loss, weight = weigh(losses, batch['weights'], mask)
+        share = 1.0 / self._strategy.num_replicas_in_sync
+        penalty = tf.add_n([tf.zeros([]), *[tf.cast(p, tf.float32) for p in penalties]]) * share
+        examples = tf.reduce_sum(tf.cast(batch['ids'] >= 0, tf.float32))
+        metrics = self._metrics.increments(batch['labels'], outputs, batch['weights'])
+        sums = [tf.stack([loss, weight, penalty, share, examples]), *metrics]
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.concat(sums, 0))
+
+
+class Evaluation:
+    """Evaluates a state on a whole data set, as often as it is called.
+
+    Args:
+        strategy: the strategy `state` was built under; all workers call together.
+        state: the model.
+        loss, metrics: as for `trainer.train`.
+        data: what is evaluated.
+        global_batch_size: examples per step over all replicas.
+    """
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        state: State,
+        loss: Callable,
+        metrics: Sequence[keras.metrics.Metric],
+        data: Data,
+        global_batch_size: int,
+    ):
+        check_labels(data, loss, state.output_spec)
+        self._strategy, self._data, self._batch_size = strategy, data, global_batch_size
+        self._step = EvalStep(strategy, state, loss, metrics)
+
+    def __call__(self, max_steps: int | None = None) -> dict[str, float]:
+        """Returns 'loss' and the metrics over all examples (or the first `max_steps` batches).
+
+        Raises:
+            RuntimeError: the number of examples seen is not that of the data set.
+        """
+        iterator, num_steps = eval_batches(
+            self._data, self._strategy, global_batch_size=self._batch_size
+        )
+        left = num_steps if max_steps is None else min(num_steps, max_steps)
+        total = 0.0
+        while left:
+            steps = min(left, _STEPS_PER_CALL)
+            total += self._step.run(iterator, tf.constant(steps, tf.int64))
+            left -= steps
+        seen, expected = int(total[4]), self._data.source.num_examples
+        if max_steps is None and seen != expected:
+            raise RuntimeError(f'Evaluation saw {seen} examples of {expected}.')
+        return self._step.results(total)
+
+
+def evaluate(
+    *,
+    strategy: tf.distribute.Strategy,
+    model_dir: str,
+    model: Callable[[], keras.Model],
+    loss: Callable,
+    eval_data: Data,
+    batch_size: int,
+    metrics: Sequence[keras.metrics.Metric] = (),
+    precision: str = 'float32',
+    step: int | None = None,
+    follow: bool = False,
+    follow_seconds: float = 600.0,
+) -> dict[str, float]:
+    """Evaluates a checkpoint, or every checkpoint that a running job commits.
+
+    Args:
+        strategy: where to evaluate; may differ from the one that trained.
+        model_dir: of the run.
+        model, loss, metrics, precision: as for `trainer.train`.
+        eval_data: what is evaluated.
+        batch_size: global batch size.
+        step: the checkpoint's step; None takes the newest.
+        follow: go on with each newer checkpoint until the run's last step has been evaluated or
+            no new checkpoint has come for `follow_seconds`; results go to TensorBoard.
+        follow_seconds: patience, in seconds.
+
+    Returns:
+        The last evaluation's loss and metrics.
+
+    Raises:
+        ConfigError: there is no such checkpoint, or it is of another model.
+    """
+    checkpoints = Checkpoints(ModelDir(model_dir).checkpoints, writer=False)
+    state = build_state(strategy, model, None, batch_spec(eval_data), precision=precision)
+    evaluation = Evaluation(strategy, state, loss, metrics, eval_data, batch_size)
+    if not follow:
+        step, _ = _restore(state, checkpoints, step)
+        return _evaluated(evaluation, step)
+    board = TensorBoard(ModelDir(model_dir).eval, resume_step=sys.maxsize)
+    done, results, deadline = -1, {}, time.monotonic() + follow_seconds
+    while time.monotonic() < deadline:
+        new = [s for s in checkpoints.steps() if s > done]
+        if not new:
+            time.sleep(_POLL_SECONDS)
+            continue
+        # The newest one: a side-car that is slower than the run skips rather than lags behind.
+        done, manifest = _restore(state, checkpoints, new[-1])
+        results = _evaluated(evaluation, done)
+        board.scalars(done, results)
+        board.flush()
+        deadline = time.monotonic() + follow_seconds
+        if done >= manifest.get('last_step', float('inf')):
+            break
+    board.close()
+    return results
+
+
+def _restore(
+    state: State, checkpoints: Checkpoints, step: int | None
+) -> tuple[int, dict[str, Any]]:
+    steps = checkpoints.steps()
+    if not steps:
+        raise ConfigError(
+            f'{checkpoints.directory} holds no checkpoint. Train first, or correct --model_dir.'
+        )
+    if step is not None and step not in steps:
+        raise ConfigError(
+            f'{checkpoints.directory} holds no checkpoint of step {step}. It holds '
+            f'{", ".join(map(str, steps))}.'
+        )
+    step = steps[-1] if step is None else step
+    tensors, manifest = checkpoints.read(step)
+    state.restore(tensors)
+    return step, manifest
+
+
+def _evaluated(evaluation: Evaluation, step: int) -> dict[str, float]:
+    results = evaluation()
+    logging.info('evaluation of step %d: %s', step, results)
+    return results

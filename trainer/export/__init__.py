@@ -1,0 +1,1 @@
+"""Trained models in the formats that serve them, one module a format."""

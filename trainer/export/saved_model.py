@@ -1,0 +1,116 @@
+"""SavedModels in TensorFlow Serving's numbered layout, proved in a fresh process.
+
+The model is built anew outside any strategy and filled from a checkpoint, so nothing of the
+training, replicas least of all, leaks into what is served. The signature takes raw features:
+the data's deterministic preprocessing is inside.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from trainer.checkpoint import Checkpoints
+from trainer.data.pipeline import Data, batch_spec, model_inputs, raw_spec
+from trainer.errors import ConfigError
+from trainer.export import verify
+from trainer.model_dir import ModelDir
+from trainer.state import State, build_model
+
+_EXAMPLES = 8
+# The fresh process may use other threads and kernels: the last bits may differ.
+_TOLERANCE = 1e-4
+
+
+def export(
+    *,
+    model_dir: str,
+    model: Callable[[], keras.Model],
+    data: Data,
+    precision: str = 'float32',
+    step: int | None = None,
+) -> Path:
+    """Writes `model_dir/export/<step>` from a checkpoint, unless it is there.
+
+    The SavedModel is written aside, loaded by a process that imports nothing but TensorFlow,
+    compared there with the outputs of the trained model on real examples, and then put in place
+    by one rename.
+
+    Args:
+        model_dir: of the run.
+        model, precision: as for `trainer.train`.
+        data: whose raw features the signature takes and whose `preprocess` it contains.
+        step: the checkpoint's step; None takes the newest.
+
+    Returns:
+        The directory of the SavedModel. Its signature `serving_default` maps the raw features
+        [batch, ...] to 'outputs', or to the names of a model with several outputs.
+
+    Raises:
+        ConfigError: there is no such checkpoint, or it is of another model.
+        RuntimeError: the loaded SavedModel's outputs are not the trained model's.
+    """
+    dirs = ModelDir(model_dir)
+    checkpoints = Checkpoints(dirs.checkpoints, writer=False)
+    steps = checkpoints.steps()
+    if not steps or (step is not None and step not in steps):
+        wanted = 'checkpoint' if step is None else f'checkpoint of step {step}'
+        raise ConfigError(
+            f'{dirs.checkpoints} holds no {wanted} (it holds {steps or "none"}). '
+            'Train first, or correct --model_dir.'
+        )
+    step = steps[-1] if step is None else step
+    target = dirs.export / str(step)
+    if target.exists():
+        logging.info('%s is there already', target)
+        return target
+    for litter in dirs.export.glob('.tmp-*'):
+        shutil.rmtree(litter, ignore_errors=True)
+
+    with tf.device('CPU:0'):
+        built, output_spec = build_model(model, batch_spec(data), precision=precision)
+        state = State(built, None, output_spec)
+        state.restore(checkpoints.read(step)[0])
+
+        def serve(features):
+            outputs = built(model_inputs(data, features), training=False)
+            return outputs if isinstance(outputs, dict) else {'outputs': outputs}
+
+        archive = keras.export.ExportArchive()
+        archive.track(built)
+        archive.add_endpoint('serving_default', serve, input_signature=[raw_spec(data)])
+        dirs.export.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f'.tmp-{step}-', dir=dirs.export))
+        try:
+            archive.write_out(aside / 'model', verbose=False)
+            _prove(aside, serve, data)
+            os.rename(aside / 'model', target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def _prove(aside: Path, serve: Callable, data: Data) -> None:
+    """Compares the SavedModel in a fresh process with `serve` here, on the first examples."""
+    count = min(_EXAMPLES, data.source.num_examples)
+    examples = data.source.fetch(tf.range(count, dtype=tf.int64))
+    features = {name: examples[name] for name in raw_spec(data)}
+    np.savez(aside / 'features.npz', **{name: v.numpy() for name, v in features.items()})
+    outputs = {name: v.numpy().astype(np.float32) for name, v in serve(features).items()}
+    np.savez(aside / 'outputs.npz', **outputs)
+    # By its path: the file alone, so that nothing of Phalanx is imported there.
+    command = [sys.executable, verify.__file__, os.fspath(aside), str(_TOLERANCE)]
+    hidden = {'TF_CONFIG': '', 'CUDA_VISIBLE_DEVICES': '-1'}
+    environment = {k: v for k, v in {**os.environ, **hidden}.items() if v}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        last = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1:]
+        raise RuntimeError(f'The exported SavedModel was refused: {"".join(last)}')

@@ -1,0 +1,153 @@
+"""The flags of one task: what to do and which configuration; read without TensorFlow."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from absl import flags, logging
+
+from trainer.errors import ConfigError, nearest
+
+MODES = ('train', 'evaluate', 'train_and_evaluate', 'export')
+
+_USAGE = """\
+usage: python -m trainer --gin_file=runs/digits.gin --model_dir=DIR [FLAG ...]
+
+Runs one task of a job. Settings are given in .gin files and, on the command line, as
+--gin.NAME=VALUE, where NAME is a macro (BATCH_SIZE) or a parameter (train.log_every). A VALUE is
+a Python literal, an @reference or a %macro; a text needs quotes of its own: --gin.PRECISION='"bfloat16"'.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line asks for.
+
+    Attributes:
+        gin_files: names of .gin files, in order.
+        gin_bindings: lines of gin that follow the files; the last one is --model_dir's.
+        gin_search_path: directories to look for .gin files in.
+        mode: one of `MODES`.
+        dry_run: check everything, train nothing.
+        verbosity: absl's: -1 warnings, 0 news, 1 details, with tracebacks of mistakes.
+    """
+
+    gin_files: tuple[str, ...]
+    gin_bindings: tuple[str, ...]
+    gin_search_path: tuple[str, ...]
+    mode: str
+    dry_run: bool
+    verbosity: int
+
+
+def parse(argv: Sequence[str]) -> Options | None:
+    """Parses the command line, without the program's name.
+
+    Args:
+        argv: the arguments.
+
+    Returns:
+        The options; None when help was asked for, which is then printed.
+
+    Raises:
+        ConfigError: a flag is unknown, lacks its value or has a wrong one.
+    """
+    values = _define()
+    if {'-h', '-help', '--help', '--helpshort', '--helpfull'} & set(argv):
+        print(_USAGE, *_help(values), sep='\n')
+        return None
+    try:
+        rest = values(['trainer', *rewrite_gin_flags(argv)])[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise ConfigError(
+            f'Unknown flag --{error.flagname}.{nearest(error.flagname, _names(values))} Settings '
+            'of the configuration are given as --gin.NAME=VALUE; --help lists the flags.'
+        ) from None
+    except flags.Error as error:
+        raise ConfigError(f'{error}. --help lists the flags.') from None
+    if rest:
+        raise ConfigError(f'{rest[0]!r} is not a flag. A file is given as --gin_file={rest[0]}.')
+    if values.mode not in MODES:
+        raise ConfigError(
+            f'--mode={values.mode} is none of {", ".join(MODES)}.{nearest(values.mode, MODES)}'
+        )
+    bindings = list(values.gin_bindings)
+    if values.model_dir is not None:
+        bindings.append(f'MODEL_DIR = {values.model_dir!r}')
+    return Options(
+        tuple(values.gin_file),
+        tuple(bindings),
+        tuple(values.gin_search_path),
+        values.mode,
+        values.dry_run,
+        values.verbosity,
+    )
+
+
+def rewrite_gin_flags(argv: Sequence[str]) -> list[str]:
+    """Turns each `--gin.NAME=VALUE` or `--gin.NAME VALUE` into `--gin_bindings=NAME=VALUE`.
+
+    Raises:
+        ConfigError: the last one has no value.
+    """
+    rewritten, rest = [], iter(argv)
+    for argument in rest:
+        if argument == '--':
+            return [*rewritten, argument, *rest]
+        match = re.fullmatch(r'--?gin\.([^=]*)(=.*)?', argument, re.DOTALL)
+        if not match:
+            rewritten.append(argument)
+            continue
+        name, value = match.groups()
+        if value is None:
+            value = next(rest, None)
+            if value is None or value.startswith('--'):
+                raise ConfigError(f'{argument} has no value. Write {argument}=VALUE.')
+            value = f'={value}'
+        rewritten.append(f'--gin_bindings={name}{value}')
+    return rewritten
+
+
+def _define() -> flags.FlagValues:
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    new = {'flag_values': values}
+    flags.DEFINE_multi_string(
+        'gin_file',
+        [],
+        'A .gin file, by its path or by its name in the shipped configs; may be repeated, later '
+        'files override earlier ones.',
+        **new,
+    )
+    flags.DEFINE_multi_string(
+        'gin_bindings',
+        [],
+        'A line of gin after all files; may be repeated. --gin.NAME=VALUE is short for '
+        "--gin_bindings='NAME = VALUE'.",
+        **new,
+    )
+    flags.DEFINE_multi_string(
+        'gin_search_path',
+        [],
+        'A directory to look for .gin files in, before the shipped configs; may be repeated.',
+        **new,
+    )
+    flags.DEFINE_string('model_dir', None, 'Sets MODEL_DIR: where everything is written.', **new)
+    flags.DEFINE_string('mode', 'train_and_evaluate', f'One of {", ".join(MODES)}.', **new)
+    flags.DEFINE_boolean('dry_run', False, 'Check everything, train nothing, write nothing.', **new)
+    flags.DEFINE_integer(
+        'verbosity',
+        logging.INFO,
+        '-1: warnings; 0: news; 1: details, and tracebacks of mistakes.',
+        short_name='v',
+        **new,
+    )
+    return values
+
+
+def _names(values: flags.FlagValues) -> list[str]:
+    return sorted({flag.name for flag in values.get_flags_for_module(flags.__name__)} | set(values))
+
+
+def _help(values: flags.FlagValues) -> list[str]:
+    return [f'  --{name}: {values[name].help}' for name in values if len(name) > 1]

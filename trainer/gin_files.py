@@ -1,0 +1,234 @@
+"""Reads .gin files and command-line bindings into statements that know where they stand.
+
+Gin parses the same text again; this first reading is what lets every message name a file, a line
+and a remedy, and lets `trainer.gin_checks` see all bindings, overridden ones too.
+"""
+
+import dataclasses
+import io
+import os
+import re
+import shlex
+import tokenize
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gin import config_parser
+
+from trainer.errors import ConfigError, nearest
+
+_COMMAND_LINE = 'the command line'
+MACRO = 'gin.macro'  # gin's own name for the function behind `NAME = value`
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """`@scope/name`, `@scope/name()` or, as the function `gin.macro` in a scope, `%NAME`."""
+
+    scopes: tuple[str, ...]
+    selector: str
+    called: bool
+
+    def __repr__(self):
+        if self.selector == MACRO:
+            return '%' + '/'.join(self.scopes)
+        return f'@{"/".join((*self.scopes, self.selector))}{"()" if self.called else ""}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    """`scope/selector.parameter = value`; a macro is the parameter 'value' of `gin.macro`."""
+
+    scope: str
+    selector: str
+    parameter: str
+    value: Any
+    where: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What a later binding must be equal in to override this one."""
+        return self.scope, self.selector, self.parameter
+
+    @property
+    def on_command_line(self) -> bool:
+        """Whether it comes from a flag rather than from a file."""
+        return self.where == _COMMAND_LINE
+
+    @property
+    def name(self) -> str:
+        """The left side, as it is written."""
+        if self.selector == MACRO:
+            return self.scope
+        return f'{self.scope}/{self.selector}.{self.parameter}'.lstrip('/')
+
+
+@dataclasses.dataclass
+class Script:
+    """All that was read, in order.
+
+    Attributes:
+        bindings: every binding.
+        imports: (module, where) of every import.
+        text: the same as one text without includes, for `gin.parse_config`.
+    """
+
+    bindings: list[Binding] = dataclasses.field(default_factory=list)
+    imports: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    text: str = ''
+
+
+def shipped_configs() -> Path:
+    """Returns the directory of the shipped configs: inside an installed package or beside it."""
+    package = Path(__file__).resolve().parent
+    installed = package / 'configs'
+    return installed if installed.is_dir() else package.parent / 'configs'
+
+
+def read(files: Sequence[str], bindings: Sequence[str] = (), search_path=()) -> Script:
+    """Reads files and then bindings.
+
+    Args:
+        files: names of .gin files. A name is looked up in the working directory, the search path
+            and the shipped configs; an included one beside the including file first.
+        bindings: lines of gin from the command line.
+        search_path: further directories.
+
+    Returns:
+        What was read.
+
+    Raises:
+        ConfigError: a file is missing or includes itself; a line cannot be parsed.
+    """
+    script = Script()
+    directories = ['', *map(os.path.expanduser, search_path), os.fspath(shipped_configs())]
+    for file in files:
+        _read_file(script, _find(file, directories), directories, ())
+    for binding in bindings:
+        _read_binding(script, binding)
+    return script
+
+
+def _find(name: str, directories: Sequence[str], included_by: str = '') -> str:
+    for directory in directories:
+        path = os.path.join(directory, os.path.expanduser(name))
+        if os.path.isfile(path):
+            return path
+    known = []
+    for directory in filter(None, directories):
+        known += [p.relative_to(directory).as_posix() for p in Path(directory).rglob('*.gin')]
+    looked = ', '.join(directory or 'the working directory' for directory in directories)
+    raise ConfigError(
+        f'{included_by}There is no file {name!r}.{nearest(name, known)} Looked in: {looked}.'
+    )
+
+
+def _read_file(
+    script: Script, path: str, directories: Sequence[str], including: tuple[str, ...]
+) -> None:
+    if path in including:
+        raise ConfigError(f'{" includes ".join((*including, path))}: remove one of the includes.')
+    try:
+        lines = Path(path).read_text(encoding='utf-8').splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f'{path} cannot be read: {error}') from None
+    label, start = _shown(path), 0
+    try:
+        statements = list(_statements(''.join(lines)))
+    except _Unreadable as error:
+        mend = f' {error.name} = {error.mend}' if error.mend else ''
+        raise ConfigError(f'{label}:{error.line}: {error.content}\n{error}{mend}') from None
+    for statement in statements:
+        where = f'{label}:{statement.location.line_num}'
+        if not isinstance(statement, config_parser.IncludeStatement):
+            _add(script, statement, where)
+            continue
+        script.text += ''.join(lines[start : statement.location.line_num - 1]) + '\n'
+        start = statement.location.line_num
+        beside = [os.path.dirname(path), *directories]
+        included = _find(statement.filename, beside, included_by=f'{where}: ')
+        _read_file(script, included, directories, (*including, path))
+    script.text += ''.join(lines[start:]) + '\n'
+
+
+def _read_binding(script: Script, text: str) -> None:
+    try:
+        statements = list(_statements(text))
+    except _Unreadable as error:
+        name, _, value = (part.strip() for part in text.partition('='))
+        mend = f' --gin.{name}={shlex.quote(error.mend)}' if error.mend else ''
+        raise ConfigError(f'--gin.{name}={value} cannot be read. {error}{mend}') from None
+    for statement in statements:
+        if isinstance(statement, config_parser.IncludeStatement):
+            raise ConfigError(f'{text}: files are given as --gin_file={statement.filename}.')
+        _add(script, statement, _COMMAND_LINE)
+    script.text += text + '\n'
+
+
+def _add(script: Script, statement: Any, where: str) -> None:
+    if isinstance(statement, config_parser.ImportStatement):
+        if statement.module.startswith('__gin__.'):
+            raise ConfigError(
+                f'{where}: `{statement.format()}` is not supported. Import a module of your own '
+                'that registers what you need with @gin.register.'
+            )
+        script.imports.append((statement.module, where))
+    elif isinstance(statement, config_parser.BindingStatement):
+        scope, selector, parameter, value, _ = statement
+        if not parameter:
+            scope, selector, parameter = f'{scope}/{selector}'.lstrip('/'), MACRO, 'value'
+        script.bindings.append(Binding(scope, selector, parameter, value, where))
+
+
+class _References(config_parser.ParserDelegate):
+    """Lets gin's parser read references to what is not imported yet."""
+
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> Reference:
+        *scopes, selector = scoped_configurable_name.split('/')
+        return Reference(tuple(scopes), selector, evaluate)
+
+    def macro(self, macro_name: str) -> Reference:
+        return Reference(tuple(macro_name.split('/')), MACRO, True)
+
+
+class _Unreadable(Exception):
+    """A line that gin cannot parse: says why, and what to write if that can be guessed."""
+
+    def __init__(self, line: int, content: str, reason: str):
+        name, _, value = content.partition('=')
+        self.line, self.name, self.content = line, name.strip(), content
+        value = value.partition(' #')[0].strip()
+        self.mend = _PYTHON_CONSTANTS.get(value)
+        if self.mend:
+            reason = 'Gin writes it as Python does:'
+        elif not value:
+            reason = 'It has no value.'
+        elif re.fullmatch(r'[-+*/(). \d]+', value):
+            reason = 'Gin does not calculate; write the result.'
+        elif value.count('"') % 2 or value.count("'") % 2:
+            reason = 'A quote stays open.'
+        elif not re.search(r'[\'"\[\](){}@%,]', value):
+            reason, self.mend = 'A text needs quotes:', f'"{value}"'
+        else:
+            reason = f'{reason} A value is a Python literal, an @reference or a %macro.'
+        super().__init__(reason)
+
+
+_PYTHON_CONSTANTS = {'true': 'True', 'false': 'False', 'none': 'None', 'null': 'None'}
+
+
+def _statements(text: str) -> Iterator[Any]:
+    try:
+        yield from config_parser.ConfigParser(io.StringIO(text), _References())
+    except tokenize.TokenError as error:
+        line = error.args[1][0]
+        raise _Unreadable(line, text.strip(), 'A bracket or quote stays open.') from None
+    except SyntaxError as error:
+        reason = error.msg.strip().splitlines()[0].rstrip('.') + '.'
+        raise _Unreadable(error.lineno, (error.text or '').strip(), reason) from None
+
+
+def _shown(path: str) -> str:
+    relative = os.path.relpath(path)
+    return os.path.abspath(path) if relative.startswith(os.pardir) else relative

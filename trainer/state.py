@@ -1,0 +1,275 @@
+"""What is trained: a model, its optimizer and a few counters, as one table of named tensors.
+
+Everything a step reads and writes is in `State.variables`, keyed by path, so that a checkpoint
+can be complete and be compared bit by bit. Three things are left out on purpose because they
+are functions of the configuration and the step: the state of random generators, the learning
+rate, and metrics.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.errors import ConfigError
+
+PRECISIONS = {'float32': 'float32', 'bfloat16': 'mixed_bfloat16', 'float16': 'mixed_float16'}
+INITIAL_LOSS_SCALE = 2.0**15
+
+
+class State:
+    """A built model and optimizer, and counters, all created under one strategy.
+
+    Attributes:
+        model: the built `keras.Model`.
+        optimizer: the built `keras.optimizers.Optimizer`, or None where nothing is trained.
+        output_spec: spec of the model's outputs for a batch of unknown size.
+        step: int64 scalar, the number of steps taken, skipped ones included.
+        skipped: int64 scalar, the number of steps skipped because they were not finite.
+        skipped_in_row: int64 scalar, how many of those are the most recent steps.
+        loss_scale: float32 scalar; stays 1 unless `scales_loss`.
+        scales_loss: whether the precision is float16, whose gradients underflow.
+        good_steps: int64 scalar, finite steps since the loss scale last changed.
+        seeds: the model's random generator states, in the model's order.
+        moving: the other non-trainable variables (batch-norm statistics and the like).
+        variables: path -> `tf.Variable`, in path order; the whole state.
+    """
+
+    def __init__(self, model, optimizer, output_spec, *, scales_loss: bool = False):
+        self.scales_loss = scales_loss
+        self.model, self.optimizer, self.output_spec = model, optimizer, output_spec
+        self._is_seed = [
+            v.path.endswith('seed_generator_state') for v in model.non_trainable_variables
+        ]
+        self.moving = self.moving_of(model.non_trainable_variables)
+        self.seeds = [
+            v
+            for v, is_seed in zip(model.non_trainable_variables, self._is_seed, strict=True)
+            if is_seed
+        ]
+        self.step = _counter(0, tf.int64)
+        self.skipped = _counter(0, tf.int64)
+        self.skipped_in_row = _counter(0, tf.int64)
+        self.loss_scale = _counter(INITIAL_LOSS_SCALE if scales_loss else 1.0, tf.float32)
+        self.good_steps = _counter(0, tf.int64)
+        self.variables = self._name_variables()
+
+    def _name_variables(self) -> dict[str, tf.Variable]:
+        named = [(v.path, v.value) for v in self.model.trainable_variables + self.moving]
+        if self.optimizer is not None:
+            # The configuration says what the learning rate is; a checkpoint must not overrule it.
+            constant = getattr(self.optimizer, '_learning_rate', None)
+            named += [(v.path, v.value) for v in self.optimizer.variables if v is not constant]
+            named += [
+                ('phalanx/step', self.step),
+                ('phalanx/skipped', self.skipped),
+                ('phalanx/skipped_in_row', self.skipped_in_row),
+                ('phalanx/loss_scale', self.loss_scale),
+                ('phalanx/good_steps', self.good_steps),
+            ]
+        table: dict[str, tf.Variable] = {}
+        for path, variable in named:
+            # Two layers of one name in a subclassed model: the order of creation tells them apart.
+            copies, unique = 1, path
+            while unique in table:
+                copies += 1
+                unique = f'{path}~{copies}'
+            table[unique] = variable
+        return dict(sorted(table.items()))
+
+    def non_trainable(self, moving: Sequence, seeds: Sequence) -> list:
+        """Merges values for `moving` and `seeds` into the order of the model's variables."""
+        moving, seeds = iter(moving), iter(seeds)
+        return [next(seeds if is_seed else moving) for is_seed in self._is_seed]
+
+    def moving_of(self, values: Sequence) -> list:
+        """Picks those for `moving` out of values for all of the model's non-trainable variables."""
+        return [v for v, is_seed in zip(values, self._is_seed, strict=True) if not is_seed]
+
+    def snapshot(self) -> dict[str, tf.Tensor]:
+        """Returns the state as tensors in host memory, which later steps leave unchanged.
+
+        On CPU no byte is copied here: a tensor keeps the buffer, and TensorFlow gives the variable
+        a new one when it is next updated.
+        """
+        with tf.device('CPU:0'):
+            return {path: tf.identity(v.read_value()) for path, v in self.variables.items()}
+
+    def restore(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Assigns every variable on every replica.
+
+        Args:
+            tensors: path -> array, from a checkpoint of the same model and optimizer. A state
+                without an optimizer takes the model's part of it.
+
+        Raises:
+            ConfigError: a variable is missing, superfluous, or has another shape or dtype.
+        """
+        missing = [path for path in self.variables if path not in tensors]
+        extra = [path for path in tensors if path not in self.variables]
+        if missing or (extra and self.optimizer is not None):
+            raise ConfigError(
+                'The checkpoint is of another model or optimizer: '
+                f'{_some("not in the checkpoint", missing)}{_some("only in it", extra)}'
+                'Restore the configuration it was trained with (model_dir/config), or use '
+                'another model_dir.'
+            )
+        for path, variable in self.variables.items():
+            value = tensors[path]
+            if tuple(value.shape) != tuple(variable.shape) or value.dtype != variable.dtype:
+                raise ConfigError(
+                    f'The checkpoint holds {path!r} as {value.dtype}{list(value.shape)}, the model '
+                    f'as {variable.dtype.name}{list(variable.shape)}. Restore the configuration '
+                    'it was trained with (model_dir/config), or use another model_dir.'
+                )
+        for path, variable in self.variables.items():
+            variable.assign(tensors[path])
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of trainable scalars."""
+        return sum(int(np.prod(v.shape)) for v in self.model.trainable_variables)
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of a snapshot in bytes."""
+        return sum(int(np.prod(v.shape)) * v.dtype.size for v in self.variables.values())
+
+    def learning_rate(self) -> float:
+        """Returns the rate that the next update would use."""
+        return float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))
+
+
+def _counter(value: float, dtype: tf.DType) -> tf.Variable:
+    return tf.Variable(
+        value,
+        dtype=dtype,
+        trainable=False,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+
+
+def _some(what: str, paths: list[str]) -> str:
+    if not paths:
+        return ''
+    more = f' and {len(paths) - 3} more' if len(paths) > 3 else ''
+    return f'{", ".join(map(repr, paths[:3]))}{more} {"is" if len(paths) == 1 else "are"} {what}. '
+
+
+def build_model(
+    model: Callable[[], keras.Model],
+    inputs_spec,
+    *,
+    precision: str = 'float32',
+    seed: int = 0,
+    strategy: tf.distribute.Strategy | None = None,
+):
+    """Calls a model's builder and creates all its variables, always under the same names.
+
+    Args:
+        model: a function or class that returns a `keras.Model` when called without arguments.
+        inputs_spec: spec of a batch of inputs, as `trainer.data.pipeline.batch_spec` gives it.
+        precision: 'float32', 'bfloat16' or 'float16', what the layers compute in.
+        seed: makes the initial weights.
+        strategy: where the variables live; None for an ordinary model outside any strategy.
+
+    Returns:
+        The built model and the spec of its outputs.
+
+    Raises:
+        ConfigError: unknown precision, something that is no Keras model, or a model that does
+            not accept the data.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f'precision = {precision!r} is none of {", ".join(PRECISIONS)}.')
+    # Automatic names ('conv2d_1') count up over the life of a process; a checkpoint's must not.
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(seed)
+    keras.config.set_dtype_policy(PRECISIONS[precision])
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        built = model()
+        if not isinstance(built, keras.Model):
+            raise ConfigError(
+                'The model must be a function or class that returns a keras.Model when called '
+                f'without arguments; {getattr(model, "__name__", model)!r} returned '
+                f'{type(built).__name__}. In gin, write it uncalled: MODEL = @my_model.'
+            )
+        inputs = tf.nest.map_structure(
+            lambda spec: keras.KerasTensor(spec.shape, dtype=spec.dtype.name), inputs_spec
+        )
+        try:
+            outputs = built(inputs, training=False)
+        except (ValueError, TypeError) as error:
+            shapes = tf.nest.map_structure(lambda spec: spec.shape.as_list(), inputs_spec)
+            raise ConfigError(
+                f'The model {built.name!r} does not accept the data, whose batches have the shape '
+                f'{shapes}: {str(error).splitlines()[0]} Make INPUT_SHAPE (or the input of your '
+                'model) agree with the data.'
+            ) from error
+    return built, outputs
+
+
+def build_state(
+    strategy: tf.distribute.Strategy,
+    model: Callable[[], keras.Model],
+    optimizer: Callable[[], keras.optimizers.Optimizer] | None,
+    inputs_spec,
+    *,
+    seed: int = 0,
+    precision: str = 'float32',
+) -> State:
+    """Builds everything that is trained, in the strategy's scope, with no variable left for later.
+
+    Under a multi-worker strategy every variable is broadcast from worker 0 as it is created, so
+    all workers must call this with the same configuration at the same time.
+
+    Args:
+        strategy: where the variables live.
+        model: see `build_model`.
+        optimizer: a function or class that returns a Keras optimizer; None to evaluate only.
+        inputs_spec: see `build_model`.
+        seed: makes the initial weights.
+        precision: see `build_model`.
+
+    Returns:
+        The state at step 0.
+
+    Raises:
+        ConfigError: see `build_model`; or an optimizer that does by itself what the step does.
+    """
+    built, output_spec = build_model(
+        model, inputs_spec, precision=precision, seed=seed, strategy=strategy
+    )
+    with strategy.scope():
+        made = None
+        if optimizer is not None:
+            made = optimizer()
+            _check_optimizer(made, optimizer)
+            made.build(built.trainable_variables)
+        return State(built, made, output_spec, scales_loss=precision == 'float16')
+
+
+def _check_optimizer(made, optimizer) -> None:
+    if not isinstance(made, keras.optimizers.Optimizer):
+        raise ConfigError(
+            'The optimizer must be a function or class that returns a Keras optimizer when called '
+            f'without arguments; {getattr(optimizer, "__name__", optimizer)!r} returned '
+            f'{type(made).__name__}. In gin, write it uncalled: OPTIMIZER = @keras.optimizers.Adam.'
+        )
+    if isinstance(made, keras.optimizers.LossScaleOptimizer):
+        raise ConfigError(
+            'LossScaleOptimizer decides on the gradients of one replica. Give the optimizer it '
+            "wraps, and train.precision = 'float16' scales the loss on all of them."
+        )
+    if made.gradient_accumulation_steps:
+        raise ConfigError(
+            f'gradient_accumulation_steps = {made.gradient_accumulation_steps} of the optimizer '
+            'does not work under tf.distribute. Set train.accumulate instead.'
+        )
+    if made.use_ema and made.ema_overwrite_frequency:
+        raise ConfigError(
+            f'ema_overwrite_frequency = {made.ema_overwrite_frequency} of the optimizer does not '
+            'work under tf.distribute. Leave it None.'
+        )

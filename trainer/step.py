@@ -1,0 +1,293 @@
+"""The compiled steps: one optimizer update, or one evaluated batch, as a pure function.
+
+A training step is a function of (state, batch, seed, step, replica). Keras's `stateless_call`
+makes the forward pass pure; everything that goes wrong in silence when it happens once a replica
+(loss scale, clipping, finite check, batch-norm statistics, random masks) happens here, once, on
+quantities that were reduced over all replicas:
+
+    each replica:   forward, backward                           -> sums over its examples
+    all replicas:   one all-reduce of gradients, statistics, loss and metrics
+    each replica:   if everything is finite: clip, update
+
+Losses are summed, not averaged, on each replica, and divided by the weight of the global batch
+after the reduction, so a replica with fewer or lighter examples counts for what it has.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.state import State
+from trainer.sums import MetricSums, first_replica, per_example_loss, weigh
+
+# Dynamic loss scaling as in Micikevicius et al., "Mixed Precision Training"
+# (https://arxiv.org/abs/1710.03740): halve on overflow, double after a run of finite steps.
+LOSS_SCALE_GROWTH_STEPS = 2000
+CLOCK_EVERY = 16
+
+
+def _seconds(wanted: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
+    """A clock's reading, float64 seconds, once `after` is there; 0 where it is not wanted.
+
+    By way of Python: `tf.timestamp` refuses to run when op determinism is on.
+    """
+
+    def read(_):
+        return np.float64(time.perf_counter())
+
+    return tf.cond(
+        wanted,
+        lambda: tf.reshape(tf.numpy_function(read, [after], tf.float64), []),
+        lambda: tf.zeros([], tf.float64),
+    )
+
+
+class TrainStep:
+    """Runs training steps on all replicas.
+
+    Args:
+        strategy: the strategy `state` was built under.
+        state: what is trained; `run` updates it.
+        loss: see `per_example_loss`.
+        metrics: Keras metrics with variables that add up over batches and replicas (means,
+            counts, confusion matrices); used as functions, their own variables stay zero.
+        seed: of dropout masks and the like.
+        accumulate: number of micro-batches each replica splits its batch into.
+        jit_compile: whether XLA compiles the forward and backward pass.
+        log_ids: whether `run` reports the record numbers of every global batch.
+    """
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        state: State,
+        loss: Callable,
+        metrics: Sequence[keras.metrics.Metric] = (),
+        *,
+        seed: int = 0,
+        accumulate: int = 1,
+        jit_compile: bool = False,
+        log_ids: bool = False,
+    ):
+        self._strategy, self._state, self._loss, self._seed = strategy, state, loss, seed
+        self._metrics = MetricSums(metrics)
+        self._replicas = strategy.num_replicas_in_sync
+        self._accumulate, self._log_ids = accumulate, log_ids
+        self._scaled = state.scales_loss
+        self._gradients = self._accumulated if accumulate > 1 else self._micro_batch
+        if jit_compile:
+            self._gradients = tf.function(self._gradients, jit_compile=True, autograph=False)
+        # The gradients that reach the optimizer are sums already. Its own reduction, which would
+        # follow its clipping, is made the identity.
+        state.optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
+
+    def results(self, totals) -> dict[str, float]:
+        """Turns what `run` returned, summed over calls on the host, into means and metrics."""
+        steps = max(float(totals['finite_steps']), 1.0)
+        return {
+            'loss': float(totals['loss']) / steps,
+            'gradient_norm': float(totals['gradient_norm']) / steps,
+            **self._metrics.results(totals['metrics']),
+        }
+
+    @tf.function(reduce_retracing=True)
+    def run(self, iterator, num_steps: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Takes steps without coming back to Python.
+
+        Args:
+            iterator: distributed iterator over batches as `trainer.data.pipeline` makes them.
+            num_steps: int64 scalar.
+
+        Returns:
+            Sums over the finite steps, equal on all workers: 'loss', 'gradient_norm', 'metrics',
+            'finite_steps' (float64); 'longest_skip', the longest row of skipped steps (int64);
+            of this worker alone, 'input_seconds' (float64), the time the replicas were idle for
+            lack of a batch, estimated from every 16th step; with `log_ids`, 'ids' (int64
+            [num_steps, global batch]).
+        """
+        state, strategy = self._state, self._strategy
+        loss = tf.zeros([], tf.float64)
+        norm = tf.zeros([], tf.float64)
+        sums = tf.zeros([sum(self._metrics.sizes)], tf.float64)
+        finite_steps = tf.zeros([], tf.float64)
+        in_row = state.skipped_in_row.read_value()
+        longest = in_row
+        waited = tf.zeros([], tf.float64)
+        stride = tf.minimum(num_steps, CLOCK_EVERY)
+        first_step = state.step.read_value()
+        ids = tf.TensorArray(tf.int64, num_steps if self._log_ids else 0)
+        for i in tf.range(num_steps):
+            # Looking at the clock takes longer than a small step, so only some steps do.
+            timed = tf.equal((i + 1) % stride, 0)
+            asked = _seconds(timed, finite_steps)
+            with tf.control_dependencies([asked]):
+                batch = next(iterator)
+            waited += _seconds(timed, first_replica(strategy, batch['ids'])) - asked
+            grads, moving, out = strategy.run(self._reduced, args=(batch, first_step + i))
+            out = first_replica(strategy, out)
+            if self._log_ids:
+                ids = ids.write(tf.cast(i, tf.int32), out['ids'])
+            if out['finite']:
+                strategy.run(self._apply, args=(grads, moving))
+                loss += tf.cast(out['loss'], tf.float64)
+                norm += tf.cast(out['norm'], tf.float64)
+                sums += tf.cast(out['metrics'], tf.float64)
+                finite_steps += 1.0
+                in_row = tf.zeros([], tf.int64)
+            else:
+                in_row += 1
+                longest = tf.maximum(longest, in_row)
+            if self._scaled:
+                self._adapt_loss_scale(out['finite'])
+        state.step.assign_add(num_steps)
+        state.skipped.assign_add(num_steps - tf.cast(finite_steps, tf.int64))
+        state.skipped_in_row.assign(in_row)
+        totals = {
+            'loss': loss,
+            'gradient_norm': norm,
+            'metrics': sums,
+            'finite_steps': finite_steps,
+            'longest_skip': longest,
+            'input_seconds': waited * tf.cast(stride, tf.float64),
+        }
+        return {**totals, 'ids': ids.stack()} if self._log_ids else totals
+
+    def _reduced(self, batch, step):
+        """One replica's part of a step up to the update; what it returns is equal everywhere."""
+        context = tf.distribute.get_replica_context()
+        scale = tf.identity(self._state.loss_scale) if self._scaled else 1.0
+        state = self._state
+        grads, moving, (loss, weight, *metrics) = self._gradients(
+            [tf.convert_to_tensor(v.value) for v in state.model.trainable_variables],
+            [tf.convert_to_tensor(v.value) for v in state.moving],
+            {key: batch.get(key) for key in ('inputs', 'labels', 'weights')},
+            step,
+            tf.cast(context.replica_id_in_sync_group, tf.int64),
+            scale,
+        )
+        used = [g is not None for g in grads]
+        # Statistics are float; anything else (a counter) is equal on all replicas already.
+        averaged = [m.dtype.is_floating for m in moving]
+        reduced = context.all_reduce(
+            tf.distribute.ReduceOp.SUM,
+            [
+                *[tf.convert_to_tensor(g) for g in grads if g is not None],
+                *[m / self._replicas for m, float_ in zip(moving, averaged, strict=True) if float_],
+                loss,
+                weight,
+                *metrics,
+            ],
+        )
+        parts = iter(reduced)
+        grads = [next(parts) if is_used else None for is_used in used]
+        moving = [next(parts) if f else m for f, m in zip(averaged, moving, strict=True)]
+        loss, weight, *metrics = parts
+        # The loss was divided by the number of elements; what counts is their mean weight.
+        factor = tf.math.divide_no_nan(1.0, weight * scale)
+        grads = [g if g is None else g * tf.cast(factor, g.dtype) for g in grads]
+        loss *= tf.math.divide_no_nan(1.0, weight)
+        norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in grads if g is not None])
+        out = {
+            'finite': tf.math.is_finite(norm + loss),
+            'loss': loss,
+            'norm': norm,
+            'metrics': tf.concat([*metrics, tf.zeros([0])], 0),
+        }
+        if self._log_ids:
+            mine = tf.one_hot(context.replica_id_in_sync_group, self._replicas, dtype=tf.int64)
+            out['ids'] = context.all_reduce(
+                tf.distribute.ReduceOp.SUM, tf.reshape(mine[:, None] * batch['ids'], [-1])
+            )
+        return grads, moving, out
+
+    def _apply(self, grads, moving):
+        """One replica's update from reduced gradients; the optimizer clips what is reduced."""
+        variables = self._state.model.trainable_variables
+        pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
+        self._state.optimizer.apply_gradients(pairs)
+        for variable, value in zip(self._state.moving, moving, strict=True):
+            variable.assign(value)
+
+    def _adapt_loss_scale(self, finite):
+        state = self._state
+        good = tf.where(finite, state.good_steps + 1, 0)
+        grow = good >= LOSS_SCALE_GROWTH_STEPS
+        scale = state.loss_scale.read_value()
+        state.loss_scale.assign(
+            tf.where(finite, tf.where(grow, scale * 2.0, scale), tf.maximum(scale / 2.0, 1.0))
+        )
+        state.good_steps.assign(tf.where(grow, tf.zeros_like(good), good))
+
+    def _random_state(self, step, replica, micro_batch):
+        """Seeds for the model's random generators: a function, so nothing has to be saved."""
+        seeds = []
+        for index, variable in enumerate(self._state.seeds):
+            seed = tf.stack([tf.constant(self._seed, tf.int64), tf.constant(index, tf.int64)])
+            for part in (step, replica, micro_batch):
+                seed = tf.random.experimental.stateless_fold_in(seed, part)
+            seeds.append(tf.cast(seed, variable.dtype))
+        return seeds
+
+    def _micro_batch(self, trainable, moving, batch, step, replica, scale, micro_batch=None):
+        """Gradients of one replica's batch, or of one micro-batch of it.
+
+        The differentiated value is the sum of weighted losses plus the penalties times the sum of
+        weights, over the global number of elements: divided by the global weight after the
+        reduction, it becomes the weighted mean plus the penalties.
+        """
+        state = self._state
+        seeds = self._random_state(
+            step, replica, tf.zeros([], tf.int64) if micro_batch is None else micro_batch
+        )
+        weights = batch['weights']
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(trainable)
+            outputs, updated, penalties = state.model.stateless_call(
+                trainable,
+                state.non_trainable(moving, seeds),
+                batch['inputs'],
+                training=True,
+                return_losses=True,
+            )
+            losses, mask = per_example_loss(self._loss, batch['labels'], outputs)
+            elements = tf.cast(tf.size(losses) * self._replicas * self._accumulate, tf.float32)
+            loss, weight = (total / elements for total in weigh(losses, weights, mask))
+            if penalties:
+                loss += weight * tf.add_n([tf.cast(p, tf.float32) for p in penalties])
+            scaled = loss * scale
+        grads = tape.gradient(scaled, trainable)
+        moving = state.moving_of(updated)
+        metrics = self._metrics.increments(batch['labels'], outputs, weights)
+        return grads, moving, [loss, weight, *metrics]
+
+    def _accumulated(self, trainable, moving, batch, step, replica, scale):
+        """The same for a batch in micro-batches, one after the other to save memory."""
+        count = self._accumulate
+
+        def split(tensor):
+            return tf.reshape(tensor, tf.concat([[count, -1], tf.shape(tensor)[1:]], 0))
+
+        micro_batches = tf.nest.map_structure(split, batch)
+        unused: list[bool] = []
+
+        def body(index, grads, moving, sums):
+            part = tf.nest.map_structure(lambda t: t[index], micro_batches)
+            new, moving, added = self._micro_batch(
+                trainable, moving, part, step, replica, scale, micro_batch=index
+            )
+            unused[:] = [g is None for g in new]
+            grads = [old if g is None else old + g for old, g in zip(grads, new, strict=True)]
+            return index + 1, grads, moving, [a + b for a, b in zip(sums, added, strict=True)]
+
+        zeros = [tf.zeros([]), tf.zeros([]), *[tf.zeros([size]) for size in self._metrics.sizes]]
+        _, grads, moving, sums = tf.while_loop(
+            lambda index, *_: index < count,
+            body,
+            (tf.zeros([], tf.int64), [tf.zeros_like(t) for t in trainable], moving, zeros),
+            parallel_iterations=1,
+        )
+        grads = [None if skip else g for g, skip in zip(grads, unused, strict=True)]
+        return grads, moving, sums

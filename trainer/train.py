@@ -1,0 +1,289 @@
+"""The training run, from top to bottom: what is built, where it resumes, and the loop."""
+
+import contextlib
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from trainer import version
+from trainer.agreement import Agreement
+from trainer.checkpoint import Checkpoints, Keep, check_unchanged, state_sha256
+from trainer.cluster import Cluster
+from trainer.data.pipeline import Data, batch_spec, train_batches
+from trainer.errors import Diverged, Preempted
+from trainer.evaluate import Evaluation
+from trainer.interval import Every, parse_steps
+from trainer.model_dir import ModelDir
+from trainer.observe.config_record import record_config
+from trainer.observe.progress import Progress
+from trainer.observe.report import Report
+from trainer.observe.sample_log import SampleLog
+from trainer.observe.tensorboard import TensorBoard
+from trainer.preflight import check_accumulate, check_labels
+from trainer.state import build_state
+from trainer.step import TrainStep
+from trainer.stop import StopRequest
+from trainer.strategy import topology
+
+# The host comes back to Python about this often: to log, to save, to hear a signal.
+SECONDS_PER_CALL = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        step: the last step taken.
+        metrics: of the last log and evaluation, named 'train/loss', 'eval/accuracy', ...
+        state_sha256: of the final state; equal for equal runs on one topology.
+        checkpoint: directory of the final checkpoint.
+        sample_sha256: of the order in which examples were read, if it was logged.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    state_sha256: str
+    checkpoint: Path
+    sample_sha256: str | None = None
+
+
+def train(
+    *,
+    strategy: tf.distribute.Strategy,
+    cluster: Cluster,
+    model_dir: str,
+    model: Callable[[], keras.Model],
+    optimizer: Callable[[], keras.optimizers.Optimizer],
+    loss: Callable,
+    train_data: Data,
+    steps: int | str,
+    batch_size: int,
+    metrics: Sequence[keras.metrics.Metric] = (),
+    eval_data: Data | None = None,
+    seed: int = 0,
+    precision: str = 'float32',
+    accumulate: int = 1,
+    jit_compile: bool = False,
+    run_eagerly: bool = False,
+    max_skipped: int = 20,
+    log_every: int | str = 100,
+    save_every: int | str = '5 minutes',
+    eval_every: int | str | None = None,
+    histograms_every: int | str | None = None,
+    keep: Keep | None = None,
+    asynchronous_saves: bool = True,
+    allow_changes: Sequence[str] = (),
+    sample_log: bool = False,
+    config: Callable[[], str] = str,
+) -> Result:
+    """Trains until `steps`, from the newest good checkpoint in `model_dir` if there is one.
+
+    Every worker of the cluster calls this with the same arguments. The chief writes; all read.
+
+    Args:
+        strategy: where to train, from `trainer.build_strategy`.
+        cluster: which worker this is.
+        model_dir: where everything is written: a POSIX directory all workers share.
+        model: a function or class returning a `keras.Model`; called in the strategy's scope.
+        optimizer: likewise, a Keras optimizer. Its clipping acts on reduced gradients.
+        loss: a `keras.losses.Loss` or a function (labels, outputs) -> one value an example.
+        train_data: what is trained on.
+        steps: length of the whole run, in steps or as '12 epochs'.
+        batch_size: global batch size, over all replicas of all workers.
+        metrics: Keras metrics, of training and evaluation.
+        eval_data: what is evaluated, at `eval_every` and at the end; None evaluates nothing.
+        seed: of initial weights, sample order, augmentation and dropout.
+        precision: 'float32', 'bfloat16', or 'float16' with a dynamic loss scale.
+        accumulate: micro-batches a replica splits its batch into, to save memory.
+        jit_compile: whether XLA compiles the forward and backward pass.
+        run_eagerly: whether steps run as plain Python, for a debugger.
+        max_skipped: how many non-finite steps in a row end the run.
+        log_every, save_every, eval_every, histograms_every: in steps, or as '2 epochs',
+            '10 minutes', '30 seconds'. All but histograms also happen at the end.
+        keep: which checkpoints are kept.
+        asynchronous_saves: whether a thread writes checkpoints while training goes on.
+        allow_changes: what may differ from the checkpoint: 'seed', 'global_batch_size',
+            'num_examples', 'data_fingerprint'.
+        sample_log: whether the record numbers of every batch are written to samples.tsv.
+        config: returns the text of the configuration, for the record; called when all is built.
+
+    Returns:
+        How the run ended.
+
+    Raises:
+        ConfigError: a mistake in the arguments, the data, or the directory.
+        Diverged: `max_skipped` steps in a row were not finite.
+        Preempted: the process got SIGTERM or SIGINT; the state is saved.
+    """
+    # ---- What is asked for.
+    tf.config.run_functions_eagerly(run_eagerly)
+    check_accumulate(accumulate, batch_size, strategy.num_replicas_in_sync)
+    steps_per_epoch = train_data.source.num_examples / batch_size
+    last_step = parse_steps(steps, steps_per_epoch)
+    agreement = Agreement(strategy, cluster)
+    dirs = ModelDir(model_dir)
+    checkpoints = Checkpoints(
+        dirs.checkpoints,
+        keep=keep or Keep(),
+        asynchronous=asynchronous_saves,
+        writer=cluster.is_chief,
+    )
+
+    with contextlib.ExitStack() as stack:
+        # ---- What is trained.
+        state = build_state(
+            strategy, model, optimizer, batch_spec(train_data), seed=seed, precision=precision
+        )
+        check_labels(train_data, loss, state.output_spec)
+        train_step = TrainStep(
+            strategy,
+            state,
+            loss,
+            metrics,
+            seed=seed,
+            accumulate=accumulate,
+            jit_compile=jit_compile,
+            log_ids=sample_log,
+        )
+        evaluation = None
+        if eval_data is not None:
+            evaluation = Evaluation(strategy, state, loss, metrics, eval_data, batch_size)
+        config_text = config()
+        identity = {
+            'seed': seed,
+            'global_batch_size': batch_size,
+            'num_examples': train_data.source.num_examples,
+            'data_fingerprint': train_data.source.fingerprint,
+        }
+
+        # ---- Where the run stands.
+        def take_over() -> int:
+            dirs.create()
+            stack.enter_context(dirs.lock())
+            checkpoints.clean()
+            return checkpoints.newest_good() or 0
+
+        step = int(agreement.chief_does(take_over))
+        known_metrics: dict[str, float] = {}
+        if step:
+            tensors, manifest = checkpoints.read(step)
+            check_unchanged(manifest, identity, allow_changes)
+            state.restore(tensors)
+            known_metrics = dict(manifest['metrics'])
+            logging.info('resumed at step %d from %s', step, checkpoints.directory)
+        agreement.check_same('the restored state', state_sha256(state.snapshot()))
+        stack.callback(checkpoints.close)
+        train_board = eval_board = samples = None
+        if cluster.is_chief:
+            train_board = TensorBoard(dirs.train, resume_step=step)
+            eval_board = TensorBoard(dirs.eval, resume_step=step)
+            stack.callback(eval_board.close)
+            stack.callback(train_board.close)
+            record_config(dirs.config, step, config_text)
+            train_board.text(step, 'config', f'```\n{config_text}\n```')
+            if sample_log:
+                samples = stack.enter_context(SampleLog(dirs.path, resume_step=step))
+
+        def save(step: int) -> None:
+            if not cluster.is_chief:
+                return
+            # What is in no file when the process is killed will not be written again.
+            train_board.flush()
+            eval_board.flush()
+            checkpoints.save(
+                state.snapshot(),
+                {
+                    'step': step,
+                    'last_step': last_step,
+                    **identity,
+                    'config_sha256': hashlib.sha256(config_text.encode()).hexdigest(),
+                    'topology': topology(strategy, cluster),
+                    'versions': version.versions(),
+                    'metrics': known_metrics,
+                },
+            )
+
+        def extra_points() -> dict[str, float]:
+            return {
+                'learning_rate': state.learning_rate(),
+                'skipped_steps': int(state.skipped.numpy()),
+            }
+
+        # ---- The loop.
+        batches = train_batches(
+            train_data, strategy, seed=seed, global_batch_size=batch_size, start_step=step
+        )
+        logs, saves, evals, histograms = (
+            Every(interval, steps_per_epoch=steps_per_epoch, last_step=last_step)
+            for interval in (log_every, save_every, eval_every, histograms_every)
+        )
+        report = Report(Progress(last_step, step), batch_size, train_board)
+        stop = stack.enter_context(StopRequest())
+        started, steps_per_call = time.monotonic(), 1
+        while step < last_step:
+            due = min(e.next_due(step) for e in (logs, saves, evals, histograms))
+            num_steps = min(steps_per_call, due - step)
+            call_started = time.monotonic()
+            totals = train_step.run(batches, tf.constant(num_steps, tf.int64))
+            totals = {name: value.numpy() for name, value in totals.items()}
+            now = time.monotonic()
+            step += num_steps
+            if samples:
+                samples.write(step - num_steps, totals['ids'])
+            if totals.pop('longest_skip') >= max_skipped:
+                raise Diverged(
+                    f'{max_skipped} steps in a row before step {step} were not finite. Lower the '
+                    'learning rate, clip gradients, or look at the data.'
+                )
+            totals.pop('ids', None)
+            report.add(totals, num_steps, now - call_started)
+
+            # One small sum over the workers, about once a second, keeps all decisions alike:
+            # whether anyone was asked to stop, the chief's clock, the mean pace.
+            stopping, elapsed, pace = agreement.sum(
+                [
+                    stop.requested,
+                    (now - started) if cluster.is_chief else 0.0,
+                    (now - call_started) / num_steps / cluster.num_workers,
+                ]
+            )
+            # The first call of a process compiles, so it may only slow the second one down.
+            steps_per_call = max(1, min(int(SECONDS_PER_CALL / pace), 10 * steps_per_call))
+
+            if logs.due(step, elapsed):
+                values = report.write(step, train_step.results, extra_points)
+                known_metrics.update({f'train/{name}': v for name, v in values.items()})
+            if histograms.due(step, elapsed) and train_board:
+                train_board.histograms(
+                    step, {v.path: v.numpy() for v in state.model.trainable_variables}
+                )
+            if evaluation and (evals.due(step, elapsed) or step == last_step):
+                values = evaluation()
+                known_metrics.update({f'eval/{name}': v for name, v in values.items()})
+                if cluster.is_chief:
+                    logging.info('evaluation at step %d: %s', step, values)
+                    eval_board.scalars(step, values)
+            if saves.due(step, elapsed) or stopping or step == last_step:
+                save(step)
+            if stopping and step < last_step:
+                checkpoints.wait()
+                raise Preempted(f'saved step {step} of {last_step} after a signal')
+
+        # ---- The end.
+        checkpoints.wait()
+        agreement.wait()
+        sha256 = state_sha256(state.snapshot())
+        return Result(
+            step=step,
+            metrics=known_metrics,
+            state_sha256=sha256,
+            checkpoint=checkpoints.path(step),
+            sample_sha256=samples.sha256() if samples else None,
+        )
