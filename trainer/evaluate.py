@@ -162,7 +162,7 @@ def evaluate(
         ConfigError: there is no such checkpoint, or it is of another model.
     """
     checkpoints = Checkpoints(ModelDir(model_dir).checkpoints, writer=False)
-    state = build_state(strategy, model, None, batch_spec(eval_data), precision=precision)
+    state = build_state(strategy, model, None, batch_spec(eval_data)['inputs'], precision=precision)
     evaluation = Evaluation(strategy, state, loss, metrics, eval_data, batch_size)
     if not follow:
         step, _ = _restore(state, checkpoints, step)
@@ -174,8 +174,13 @@ def evaluate(
         if not new:
             time.sleep(_POLL_SECONDS)
             continue
-        # The newest one: a side-car that is slower than the run skips rather than lags behind.
-        done, manifest = _restore(state, checkpoints, new[-1])
+        try:
+            # The newest: a side-car that is slower than the run skips rather than lags behind.
+            done, manifest = _restore(state, checkpoints, new[-1])
+        except ConfigError:
+            if new[-1] in checkpoints.steps():
+                raise
+            continue  # Deleted meanwhile, for there are newer ones.
         results = _evaluated(evaluation, done)
         board.scalars(done, results)
         board.flush()

@@ -15,7 +15,8 @@ usage: python -m trainer --gin_file=runs/digits.gin --model_dir=DIR [FLAG ...]
 
 Runs one task of a job. Settings are given in .gin files and, on the command line, as
 --gin.NAME=VALUE, where NAME is a macro (BATCH_SIZE) or a parameter (train.log_every). A VALUE is
-a Python literal, an @reference or a %macro; a text needs quotes of its own: --gin.PRECISION='"bfloat16"'.
+a Python literal, an @reference or a %macro. A text needs quotes inside the shell's:
+--gin.PRECISION='"bfloat16"'
 """
 
 

@@ -200,7 +200,9 @@ class _Unreadable(Exception):
         self.line, self.name, self.content = line, name.strip(), content
         value = value.partition(' #')[0].strip()
         self.mend = _PYTHON_CONSTANTS.get(value)
-        if self.mend:
+        if 'stays open' in reason:
+            pass
+        elif self.mend:
             reason = 'Gin writes it as Python does:'
         elif not value:
             reason = 'It has no value.'
@@ -211,7 +213,8 @@ class _Unreadable(Exception):
         elif not re.search(r'[\'"\[\](){}@%,]', value):
             reason, self.mend = 'A text needs quotes:', f'"{value}"'
         else:
-            reason = f'{reason} A value is a Python literal, an @reference or a %macro.'
+            reason = '' if 'malformed' in reason else f'{reason} '
+            reason = f'{reason}A value is a Python literal, an @reference or a %macro.'
         super().__init__(reason)
 
 
@@ -222,8 +225,8 @@ def _statements(text: str) -> Iterator[Any]:
     try:
         yield from config_parser.ConfigParser(io.StringIO(text), _References())
     except tokenize.TokenError as error:
-        line = error.args[1][0]
-        raise _Unreadable(line, text.strip(), 'A bracket or quote stays open.') from None
+        line = text.rstrip().splitlines()[-1].strip()
+        raise _Unreadable(error.args[1][0], line, 'A bracket or a quote stays open.') from None
     except SyntaxError as error:
         reason = error.msg.strip().splitlines()[0].rstrip('.') + '.'
         raise _Unreadable(error.lineno, (error.text or '').strip(), reason) from None

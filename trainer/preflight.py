@@ -9,17 +9,26 @@ from trainer.data.pipeline import Data
 from trainer.errors import ConfigError
 
 
-def check_accumulate(accumulate: int, batch_size: int, num_replicas: int) -> None:
-    """Raises ConfigError unless each replica's batch can be cut into `accumulate` equal parts."""
-    if not isinstance(accumulate, int) or accumulate < 1:
-        raise ConfigError(f'train.accumulate = {accumulate!r} must be a whole number, 1 or more.')
-    per_replica = batch_size // num_replicas
-    if per_replica % accumulate:
-        fitting = [k for k in range(1, per_replica + 1) if per_replica % k == 0]
+def check_batch_size(batch_size: int, num_replicas: int, accumulate: int = 1) -> None:
+    """Raises ConfigError unless the global batch can be cut into equal parts.
+
+    Args:
+        batch_size: global batch size.
+        num_replicas: over all workers.
+        accumulate: micro-batches of each replica.
+    """
+    for name, value in (('batch size', batch_size), ('number of micro-batches', accumulate)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f'The {name} is {value!r}; it must be a whole number of 1 or more.')
+    parts = num_replicas * accumulate
+    if batch_size % parts:
+        smaller = batch_size // parts * parts
+        fitting = f'{smaller} or {smaller + parts}' if smaller else str(parts)
+        cut = f' in {accumulate} micro-batches' if accumulate > 1 else ''
         raise ConfigError(
-            f'train.accumulate = {accumulate} does not divide the {per_replica} examples of a '
-            f'replica (batch_size {batch_size} on {num_replicas} replicas). '
-            f'{", ".join(map(str, fitting))} do.'
+            f'The global batch of {batch_size} examples cannot be shared equally by '
+            f'{num_replicas} replicas{cut}. Set BATCH_SIZE to a multiple of {parts}, such as '
+            f'{fitting}.'
         )
 
 

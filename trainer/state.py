@@ -7,6 +7,7 @@ rate, and metrics.
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import keras
@@ -137,9 +138,23 @@ class State:
         """The size of a snapshot in bytes."""
         return sum(int(np.prod(v.shape)) * v.dtype.size for v in self.variables.values())
 
-    def learning_rate(self) -> float:
-        """Returns the rate that the next update would use."""
-        return float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))
+    def scalars(self) -> dict[str, float]:
+        """Returns the rate that the next update would use, and how many steps were skipped."""
+        return {
+            'learning_rate': float(keras.ops.convert_to_numpy(self.optimizer.learning_rate)),
+            'skipped_steps': int(self.skipped.numpy()),
+        }
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Returns the trainable variables by path."""
+        return {v.path: v.numpy() for v in self.model.trainable_variables}
+
+
+def _reason(error: Exception) -> str:
+    """The sentence that says it, out of what Keras writes around it."""
+    lines = re.sub(r'\x1b\[\d*m', '', str(error)).splitlines()
+    said = [x for x in lines if x.strip() and not x.startswith('Exception encountered')]
+    return (said or lines or [type(error).__name__])[0]
 
 
 def _counter(value: float, dtype: tf.DType) -> tf.Variable:
@@ -170,7 +185,7 @@ def build_model(
 
     Args:
         model: a function or class that returns a `keras.Model` when called without arguments.
-        inputs_spec: spec of a batch of inputs, as `trainer.data.pipeline.batch_spec` gives it.
+        inputs_spec: spec of a batch of inputs, 'inputs' of `trainer.data.pipeline.batch_spec`.
         precision: 'float32', 'bfloat16' or 'float16', what the layers compute in.
         seed: makes the initial weights.
         strategy: where the variables live; None for an ordinary model outside any strategy.
@@ -205,7 +220,7 @@ def build_model(
             shapes = tf.nest.map_structure(lambda spec: spec.shape.as_list(), inputs_spec)
             raise ConfigError(
                 f'The model {built.name!r} does not accept the data, whose batches have the shape '
-                f'{shapes}: {str(error).splitlines()[0]} Make INPUT_SHAPE (or the input of your '
+                f'{shapes}: {_reason(error)} Make INPUT_SHAPE (or the input of your '
                 'model) agree with the data.'
             ) from error
     return built, outputs

@@ -163,7 +163,7 @@ class TrainStep:
         grads, moving, (loss, weight, *metrics) = self._gradients(
             [tf.convert_to_tensor(v.value) for v in state.model.trainable_variables],
             [tf.convert_to_tensor(v.value) for v in state.moving],
-            {key: batch.get(key) for key in ('inputs', 'labels', 'weights')},
+            {key: value for key, value in batch.items() if key != 'ids'},
             step,
             tf.cast(context.replica_id_in_sync_group, tf.int64),
             scale,
@@ -242,7 +242,7 @@ class TrainStep:
         seeds = self._random_state(
             step, replica, tf.zeros([], tf.int64) if micro_batch is None else micro_batch
         )
-        weights = batch['weights']
+        weights = batch.get('weights')
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(trainable)
             outputs, updated, penalties = state.model.stateless_call(

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import keras
@@ -20,12 +21,8 @@ from trainer.errors import Diverged, Preempted
 from trainer.evaluate import Evaluation
 from trainer.interval import Every, parse_steps
 from trainer.model_dir import ModelDir
-from trainer.observe.config_record import record_config
-from trainer.observe.progress import Progress
 from trainer.observe.report import Report
-from trainer.observe.sample_log import SampleLog
-from trainer.observe.tensorboard import TensorBoard
-from trainer.preflight import check_accumulate, check_labels
+from trainer.preflight import check_batch_size, check_labels
 from trainer.state import build_state
 from trainer.step import TrainStep
 from trainer.stop import StopRequest
@@ -124,22 +121,27 @@ def train(
     """
     # ---- What is asked for.
     tf.config.run_functions_eagerly(run_eagerly)
-    check_accumulate(accumulate, batch_size, strategy.num_replicas_in_sync)
-    steps_per_epoch = train_data.source.num_examples / batch_size
+    check_batch_size(batch_size, strategy.num_replicas_in_sync, accumulate)
+    steps_per_epoch = Fraction(train_data.source.num_examples, batch_size)
     last_step = parse_steps(steps, steps_per_epoch)
+    identity = {
+        'seed': seed,
+        'global_batch_size': batch_size,
+        'num_examples': train_data.source.num_examples,
+        'data_fingerprint': train_data.source.fingerprint,
+    }
     agreement = Agreement(strategy, cluster)
-    dirs = ModelDir(model_dir)
-    checkpoints = Checkpoints(
-        dirs.checkpoints,
-        keep=keep or Keep(),
-        asynchronous=asynchronous_saves,
-        writer=cluster.is_chief,
-    )
 
     with contextlib.ExitStack() as stack:
         # ---- What is trained.
+        stop = stack.enter_context(StopRequest())
         state = build_state(
-            strategy, model, optimizer, batch_spec(train_data), seed=seed, precision=precision
+            strategy,
+            model,
+            optimizer,
+            batch_spec(train_data)['inputs'],
+            seed=seed,
+            precision=precision,
         )
         check_labels(train_data, loss, state.output_spec)
         train_step = TrainStep(
@@ -156,14 +158,16 @@ def train(
         if eval_data is not None:
             evaluation = Evaluation(strategy, state, loss, metrics, eval_data, batch_size)
         config_text = config()
-        identity = {
-            'seed': seed,
-            'global_batch_size': batch_size,
-            'num_examples': train_data.source.num_examples,
-            'data_fingerprint': train_data.source.fingerprint,
-        }
 
         # ---- Where the run stands.
+        dirs = ModelDir(model_dir)
+        checkpoints = Checkpoints(
+            dirs.checkpoints,
+            keep=keep,
+            asynchronous=asynchronous_saves,
+            writer=cluster.is_chief,
+        )
+
         def take_over() -> int:
             dirs.create()
             stack.enter_context(dirs.lock())
@@ -176,27 +180,14 @@ def train(
             tensors, manifest = checkpoints.read(step)
             check_unchanged(manifest, identity, allow_changes)
             state.restore(tensors)
-            known_metrics = dict(manifest['metrics'])
-            logging.info('resumed at step %d from %s', step, checkpoints.directory)
-        agreement.check_same('the restored state', state_sha256(state.snapshot()))
-        stack.callback(checkpoints.close)
-        train_board = eval_board = samples = None
-        if cluster.is_chief:
-            train_board = TensorBoard(dirs.train, resume_step=step)
-            eval_board = TensorBoard(dirs.eval, resume_step=step)
-            stack.callback(eval_board.close)
-            stack.callback(train_board.close)
-            record_config(dirs.config, step, config_text)
-            train_board.text(step, 'config', f'```\n{config_text}\n```')
-            if sample_log:
-                samples = stack.enter_context(SampleLog(dirs.path, resume_step=step))
+            known_metrics.update(manifest['metrics'])
+            logging.info('resumed at step %d from %s', step, checkpoints.path(step))
+        agreement.check_same('the restored state', lambda: state_sha256(state.snapshot()))
 
         def save(step: int) -> None:
             if not cluster.is_chief:
                 return
-            # What is in no file when the process is killed will not be written again.
-            train_board.flush()
-            eval_board.flush()
+            report.flush()
             checkpoints.save(
                 state.snapshot(),
                 {
@@ -210,40 +201,40 @@ def train(
                 },
             )
 
-        def extra_points() -> dict[str, float]:
-            return {
-                'learning_rate': state.learning_rate(),
-                'skipped_steps': int(state.skipped.numpy()),
-            }
-
         # ---- The loop.
         batches = train_batches(
             train_data, strategy, seed=seed, global_batch_size=batch_size, start_step=step
         )
-        logs, saves, evals, histograms = (
-            Every(interval, steps_per_epoch=steps_per_epoch, last_step=last_step)
-            for interval in (log_every, save_every, eval_every, histograms_every)
+        report = Report(
+            dirs,
+            writes=cluster.is_chief,
+            step=step,
+            last_step=last_step,
+            batch_size=batch_size,
+            config_text=config_text,
+            sample_log=sample_log,
         )
-        report = Report(Progress(last_step, step), batch_size, train_board)
-        stop = stack.enter_context(StopRequest())
+        stack.callback(report.close)
+        intervals = [
+            Every(interval, steps_per_epoch, step)
+            for interval in (log_every, eval_every, save_every, histograms_every)
+        ]
+        logs, evals, saves, histograms = intervals
         started, steps_per_call = time.monotonic(), 1
         while step < last_step:
-            due = min(e.next_due(step) for e in (logs, saves, evals, histograms))
-            num_steps = min(steps_per_call, due - step)
+            due = min(every.next_due(step) or last_step for every in intervals)
+            num_steps = min(steps_per_call, due - step, last_step - step)
             call_started = time.monotonic()
             totals = train_step.run(batches, tf.constant(num_steps, tf.int64))
             totals = {name: value.numpy() for name, value in totals.items()}
             now = time.monotonic()
             step += num_steps
-            if samples:
-                samples.write(step - num_steps, totals['ids'])
             if totals.pop('longest_skip') >= max_skipped:
                 raise Diverged(
                     f'{max_skipped} steps in a row before step {step} were not finite. Lower the '
                     'learning rate, clip gradients, or look at the data.'
                 )
-            totals.pop('ids', None)
-            report.add(totals, num_steps, now - call_started)
+            report.add(totals, step - num_steps, num_steps, now - call_started)
 
             # One small sum over the workers, about once a second, keeps all decisions alike:
             # whether anyone was asked to stop, the chief's clock, the mean pace.
@@ -257,33 +248,28 @@ def train(
             # The first call of a process compiles, so it may only slow the second one down.
             steps_per_call = max(1, min(int(SECONDS_PER_CALL / pace), 10 * steps_per_call))
 
-            if logs.due(step, elapsed):
-                values = report.write(step, train_step.results, extra_points)
+            if logs.due(step, elapsed) or step == last_step:
+                values = report.train(step, train_step.results, state.scalars)
                 known_metrics.update({f'train/{name}': v for name, v in values.items()})
-            if histograms.due(step, elapsed) and train_board:
-                train_board.histograms(
-                    step, {v.path: v.numpy() for v in state.model.trainable_variables}
-                )
+            if histograms.due(step, elapsed):
+                report.histograms(step, state.weights)
             if evaluation and (evals.due(step, elapsed) or step == last_step):
                 values = evaluation()
                 known_metrics.update({f'eval/{name}': v for name, v in values.items()})
-                if cluster.is_chief:
-                    logging.info('evaluation at step %d: %s', step, values)
-                    eval_board.scalars(step, values)
+                report.evaluation(step, values)
             if saves.due(step, elapsed) or stopping or step == last_step:
                 save(step)
             if stopping and step < last_step:
-                checkpoints.wait()
+                checkpoints.close()
                 raise Preempted(f'saved step {step} of {last_step} after a signal')
 
         # ---- The end.
-        checkpoints.wait()
+        checkpoints.close()
         agreement.wait()
-        sha256 = state_sha256(state.snapshot())
         return Result(
             step=step,
             metrics=known_metrics,
-            state_sha256=sha256,
+            state_sha256=state_sha256(state.snapshot()),
             checkpoint=checkpoints.path(step),
-            sample_sha256=samples.sha256() if samples else None,
+            sample_sha256=report.sample_sha256(),
         )

@@ -70,7 +70,8 @@ def test_an_evaluator_gets_a_local_strategy_from_the_configuration_of_its_job():
 
 WORKER = """
 import json, sys
-from trainer.cluster import from_environ, meet
+from trainer.cluster import from_environ
+from trainer.meeting import meet
 cluster = from_environ()
 meet(cluster, digest='same', deadline_seconds=60)
 import tensorflow as tf

@@ -116,9 +116,7 @@ def npz(path: str | os.PathLike, split: str | None = None) -> Arrays:
 def _names_of_split(path: str, names: list[str], split: str | None) -> dict[str, str]:
     if split is None:
         return {name: name for name in names}
-    chosen = {
-        name.removesuffix(f'_{split}'): name for name in names if name.endswith(f'_{split}')
-    }
+    chosen = {name.removesuffix(f'_{split}'): name for name in names if name.endswith(f'_{split}')}
     if not chosen:
         splits = sorted({name.rpartition('_')[2] for name in names if '_' in name})
         raise ConfigError(

@@ -21,7 +21,7 @@ def digits(split: str = 'train') -> Arrays:
     """Loads the digits.
 
     Args:
-        split: 'train', the first 1,500 digits, or 'test', the other 297 (by other writers).
+        split: 'train', the first 1,500 digits, or 'test', the other 297.
 
     Returns:
         A source with `image` (uint8 [8, 8, 1], 0 to 16) and `label` (int64, 0 to 9).
@@ -30,7 +30,9 @@ def digits(split: str = 'train') -> Arrays:
         ConfigError: The split is another one.
     """
     if split not in _SPLITS:
-        raise ConfigError(f"digits has the splits 'train' and 'test', not {split!r}."
-                          + nearest(str(split), _SPLITS))
+        raise ConfigError(
+            f"digits has the splits 'train' and 'test', not {split!r}."
+            + nearest(str(split), _SPLITS)
+        )
     with np.load(Path(__file__).with_name('digits.npz'), allow_pickle=False) as file:
         return Arrays({name: file[name][_SPLITS[split]] for name in file.files})

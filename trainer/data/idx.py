@@ -40,13 +40,14 @@ def idx(directory: str | os.PathLike, split: str = 'train', name: str = '') -> A
         ConfigError: A file is missing or damaged, or images and labels differ in number.
     """
     if split not in _STEMS:
-        raise ConfigError(f"The split is 'train' or 'test', not {split!r}."
-                          + nearest(str(split), _STEMS))
+        raise ConfigError(
+            f"The split is 'train' or 'test', not {split!r}." + nearest(str(split), _STEMS)
+        )
     directory = Path(directory).expanduser()
     if not directory.is_dir():
         raise ConfigError(f'The data directory {str(directory)!r} does not exist.')
-    image_file = _find(directory, split, f'{name}{{}}-images', 3)
-    label_file = _find(directory, split, f'{name}{{}}-labels', 1)
+    image_file = _find(directory, name, split, 'images', 3)
+    label_file = _find(directory, name, split, 'labels', 1)
     images, labels = _parse(image_file, 3), _parse(label_file, 1)
     if len(images) != len(labels):
         raise ConfigError(
@@ -58,9 +59,9 @@ def idx(directory: str | os.PathLike, split: str = 'train', name: str = '') -> A
     return Arrays({'image': images[..., np.newaxis], 'label': labels.astype(np.int64)})
 
 
-def _find(directory: Path, split: str, pattern: str, rank: int) -> Path:
+def _find(directory: Path, prefix: str, split: str, kind: str, rank: int) -> Path:
     names = [
-        f'{pattern.format(stem)}{separator}idx{rank}-ubyte{suffix}'
+        f'{prefix}{stem}-{kind}{separator}idx{rank}-ubyte{suffix}'
         for stem in _STEMS[split]
         for separator in '-.'
         for suffix in ('', '.gz')

@@ -26,7 +26,7 @@ import tensorflow as tf
 
 _ROUNDS = 16
 _BITS = 62  # The widest range that is a power of two: no cycle walking.
-_WORD = 2**31 - 1
+_WORD = 2**31
 # One key serves several purposes; each hashes another index, so that none sees another's numbers.
 _EPOCH_INDEX = 2**60
 _FOLD_INDEX = 2**61
@@ -69,8 +69,7 @@ def example_seeds(positions: tf.Tensor, *, seed: int) -> tf.Tensor:
     Returns:
         int32 [B, 3], the seed and the high and low 31 bits of the position.
     """
-    words = [tf.fill(tf.shape(positions), tf.constant(seed, tf.int64)), positions >> 31,
-             positions & _WORD]
+    words = [tf.zeros_like(positions) + seed, positions // _WORD, positions % _WORD]
     return tf.cast(tf.stack(words, axis=1), tf.int32)
 
 
@@ -86,7 +85,7 @@ def uniform(seeds: tf.Tensor, draw: int, low: float = 0.0, high: float = 1.0) ->
     Returns:
         float32 [B], with 24 random bits.
     """
-    unit = tf.cast(_hash(seeds, draw) >> (_BITS - 24), tf.float32) * 2.0**-24
+    unit = tf.cast(_hash(seeds, draw) // 2 ** (_BITS - 24), tf.float32) * 2.0**-24
     # Rounding may carry low + (high - low) * unit up to high.
     below = np.nextafter(np.float32(high), np.float32(low))
     return tf.minimum(low + (high - low) * unit, below)
@@ -110,11 +109,11 @@ def _shuffle(index: tf.Tensor, keys: tf.Tensor, max_index: int) -> tf.Tensor:
 
 def _hash(keys: tf.Tensor, index: int) -> tf.Tensor:
     """Returns 62 pseudo-random bits of each key, int64 [B]."""
-    indices = tf.fill(tf.shape(keys)[:1], tf.constant(index, tf.int64))
+    indices = tf.zeros_like(keys[:, 0], tf.int64) + index
     return _shuffle(indices, keys, 2**_BITS - 1)
 
 
 def _key(bits: tf.Tensor) -> tf.Tensor:
     """Spreads 62 bits, int64 [B], over a key, int32 [B, 3], whose words share few low bits."""
-    words = [bits & _WORD, (bits >> 16) & _WORD, bits >> 31]
+    words = [bits % _WORD, bits // 2**16 % _WORD, bits // _WORD]
     return tf.cast(tf.stack(words, axis=1), tf.int32)

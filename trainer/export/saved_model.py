@@ -76,7 +76,7 @@ def export(
         shutil.rmtree(litter, ignore_errors=True)
 
     with tf.device('CPU:0'):
-        built, output_spec = build_model(model, batch_spec(data), precision=precision)
+        built, output_spec = build_model(model, batch_spec(data)['inputs'], precision=precision)
         state = State(built, None, output_spec)
         state.restore(checkpoints.read(step)[0])
 

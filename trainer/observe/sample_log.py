@@ -29,7 +29,7 @@ class SampleLog:
                         if line.endswith('\n') and int(step) < resume_step:
                             out.write(line)
         os.replace(kept, self._path)
-        self._file = open(self._path, 'a')  # noqa: SIM115 (closed by __exit__)
+        self._file = open(self._path, 'a')  # noqa: SIM115 (closed by close)
 
     def write(self, first_step: int, ids: np.ndarray) -> None:
         """Writes the record numbers, int64 [steps, global batch], of steps from `first_step` on."""
@@ -41,8 +41,6 @@ class SampleLog:
         """Returns the digest of the whole log."""
         return hashlib.sha256(self._path.read_bytes()).hexdigest()
 
-    def __enter__(self) -> 'SampleLog':
-        return self
-
-    def __exit__(self, *exc) -> None:
+    def close(self) -> None:
+        """Closes the file."""
         self._file.close()

@@ -1,0 +1,48 @@
+"""Builds and installs Phalanx: `pip install .`, or `pip install -e '.[dev]'` to work on it."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'trainer' / 'version.py').read_text())[1]
+README = ROOT / 'README.md'
+
+# The step relies on Keras's stateless_call and on one private method of its optimizers, which
+# tests pin; TensorFlow's range is what Keras's is tested with.
+TENSORFLOW_RANGE = '>=2.20,<2.22'
+
+setup(
+    name='phalanx',
+    version=VERSION,
+    description='Synchronous data-parallel training on tf.distribute, configured with gin.',
+    long_description=README.read_text() if README.exists() else '',
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.10,<3.14',
+    # In a wheel the configs lie inside the package; in a checkout, beside it.
+    packages=[*find_packages(include=['trainer*', 'launch*']), 'trainer.configs'],
+    package_dir={'trainer.configs': 'configs'},
+    package_data={'trainer.configs': ['*.gin', '*/*.gin'], 'trainer.data': ['*.npz']},
+    install_requires=[
+        'absl-py>=2.1',
+        'gin-config==0.5.*',
+        'keras>=3.15,<3.16',
+        'numpy>=1.26',
+        f'tensorflow{TENSORFLOW_RANGE}',
+        # Not among TensorFlow 2.21's own requirements, but its summaries need it.
+        'tensorboard>=2.20,<2.22',
+        'typeguard>=4.3,<5',
+    ],
+    extras_require={
+        'gpu': [f'tensorflow[and-cuda]{TENSORFLOW_RANGE}'],
+        'dev': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.9'],
+    },
+    entry_points={'console_scripts': ['phalanx=launch.__main__:main']},
+    classifiers=[
+        'Intended Audience :: Science/Research',
+        'Programming Language :: Python :: 3',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+)

@@ -1,0 +1,122 @@
+"""The seam between gin and the library, which knows nothing of gin.
+
+Importing this module registers what a .gin file may name. `configs/base.gin` imports it, so that
+the recorded configuration of a run can be read again.
+"""
+
+import hashlib
+import importlib
+import inspect
+from collections.abc import Collection, Sequence
+
+import gin
+import keras
+
+from trainer import gin_checks, gin_files
+from trainer.data import arrays, augment, digits, idx
+from trainer.data.pipeline import Data
+from trainer.errors import ConfigError
+from trainer.evaluate import evaluate as _evaluate
+from trainer.export.saved_model import export as _export
+from trainer.meeting import meet as _meet
+from trainer.models import cnn, mlp, resnet
+from trainer.retention import Keep
+from trainer.strategy import build_strategy as _build_strategy
+from trainer.train import train as _train
+
+# What the program calls, by gin's name, with the parameters that the program itself supplies.
+_ROOTS = {
+    'train': (_train, ('strategy', 'cluster', 'config')),
+    'evaluate': (_evaluate, ('strategy',)),
+    'export': (_export, ()),
+    'strategy': (_build_strategy, ('cluster',)),
+    'meet': (_meet, ('cluster', 'digest')),
+}
+train, evaluate, export, build_strategy, meet = (
+    gin.external_configurable(function, name, module='trainer', denylist=supplied or None)
+    for name, (function, supplied) in _ROOTS.items()
+)
+
+_PARTS = (
+    Data,
+    Keep,
+    arrays.npz,
+    digits.digits,
+    idx.idx,
+    augment.random_shift,
+    augment.random_flip,
+    augment.scale_images,
+    augment.chain,
+    cnn.cnn,
+    mlp.mlp,
+    resnet.resnet,
+)
+for _part in _PARTS:
+    gin.register(_part, module='trainer')
+for _module in (
+    keras.optimizers,
+    keras.optimizers.schedules,
+    keras.losses,
+    keras.metrics,
+):
+    for _class in vars(_module).values():
+        if inspect.isclass(_class):
+            gin.register(_class, module=_module.__name__)
+
+
+def load(
+    files: Sequence[str],
+    bindings: Sequence[str] = (),
+    search_path: Sequence[str] = (),
+    unused: Collection[str] = (),
+) -> None:
+    """Makes files and then bindings the configuration of this process, checked and locked.
+
+    Args:
+        files: names of .gin files, see `trainer.gin_files.read`.
+        bindings: lines of gin.
+        search_path: further directories to look for files in.
+        unused: which of 'train', 'evaluate', 'export' will not be called, so that what they need
+            may be missing.
+
+    Raises:
+        ConfigError: any mistake in the configuration.
+    """
+    script = gin_files.read(files, bindings, search_path)
+    gin.clear_config()  # Which also lets the modules imported next register what they have.
+    for module, where in script.imports:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if not f'{module}.'.startswith(f'{error.name}.'):
+                raise
+            raise ConfigError(
+                f'{where}: there is no module {module!r}. A module of your own must lie in the '
+                'working directory or on PYTHONPATH.'
+            ) from None
+    roots = {name: supplied for name, (_, supplied) in _ROOTS.items()}
+    dormant = gin_checks.check(script.bindings, roots, unused)
+    gin.parse_config(script.text)
+    for scope, selector, parameter in dormant:
+        bound = gin.config._CONFIG[scope, selector]
+        del bound[parameter]
+        if not bound:
+            del gin.config._CONFIG[scope, selector]
+    gin.finalize()
+
+
+def digest() -> str:
+    """Returns the sha256, in hex digits, of all that is configured: equal on all workers."""
+    return hashlib.sha256(gin.config_str().encode()).hexdigest()
+
+
+def record() -> str:
+    """Returns the configuration as the text of a .gin file that gives the same run again.
+
+    It holds what was set and, of all functions called so far, the defaults too: gin's operative
+    configuration, which alone would lack what `evaluate` and `export` need in a run that trains.
+    """
+    merged = {key: dict(bound) for key, bound in gin.config._OPERATIVE_CONFIG.items()}
+    for key, bound in gin.config._CONFIG.items():
+        merged.setdefault(key, {}).update(bound)
+    return gin.config._config_str(merged)
