@@ -19,16 +19,17 @@ def environment(**more):
 
 
 def start_workers(command, count, **popen):
-    """Starts `count` processes of a command, each with its TF_CONFIG."""
+    """Starts `count` processes of a command, each with its TF_CONFIG if they are several."""
+    popen = {'stdout': subprocess.PIPE, **popen}
     cluster = {'worker': [f'127.0.0.1:{port}' for port in free_ports(count)]}
     processes = []
     for index in range(count):
         task = {'cluster': cluster, 'task': {'type': 'worker', 'index': index}}
+        config = {'TF_CONFIG': json.dumps(task)} if count > 1 else {}
         processes.append(
             subprocess.Popen(
                 [sys.executable, *map(str, command)],
-                env=environment(TF_CONFIG=json.dumps(task)),
-                stdout=subprocess.PIPE,
+                env=environment(**config),
                 stderr=subprocess.STDOUT,
                 text=True,
                 **popen,
@@ -40,16 +41,13 @@ def start_workers(command, count, **popen):
 def finish(processes, timeout=300):
     """Waits for processes; returns [(exit code, output)]; kills what is left on the way out."""
     try:
-        return [(process.wait(timeout), out) for process in processes for out in [_read(process)]]
+        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+        return [(process.returncode, out) for process, out in zip(processes, outputs, strict=True)]
     finally:
         for process in processes:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-
-
-def _read(process):
-    return process.stdout.read()
 
 
 def run_workers(command, count, timeout=300):

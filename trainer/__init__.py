@@ -5,6 +5,14 @@ flags, clusters or directories never wait for TensorFlow.
 """
 
 import importlib
+import os
+
+# TensorFlow reads these when it is imported. oneDNN makes a CNN on CPU some three times faster
+# where it is off by default; where the machine has no NVIDIA driver, TensorFlow's complaints
+# about the missing one hide what matters.
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
+_HAS_DRIVER = os.path.exists('/proc/driver/nvidia') or os.path.exists('/dev/dxg')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2' if _HAS_DRIVER else '3')
 
 _PUBLIC = {
     'Checkpoints': 'checkpoint',

@@ -3,13 +3,16 @@
 Exit codes: 0 finished; 2 wrong flags or configuration; 75 preempted after saving; 1 failed.
 """
 
+import logging as std_logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 
 from absl import logging
 
-from trainer import flags
+from trainer import flags, gin_files
+from trainer.cluster import from_environ
 from trainer.errors import ConfigError, Diverged, Preempted
 
 
@@ -43,30 +46,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: flags.Options) -> None:
-    # Only now: this imports TensorFlow, which takes seconds that a wrong flag should not cost.
-    from trainer import cluster as clusters
-    from trainer import gin_setup
-
-    cluster = clusters.from_environ()
+    script = gin_files.read(options.gin_files, options.gin_bindings, options.gin_search_path)
+    cluster = from_environ()
     mode = 'evaluate' if cluster.type == 'evaluator' else options.mode
-    gin_setup.load(
-        options.gin_files,
-        options.gin_bindings,
-        options.gin_search_path,
-        unused={'train', 'evaluate', 'export'} - _CALLED[mode],
-    )
-    if options.dry_run:
-        from trainer.dry_run import dry_run
 
-        dry_run(cluster)
-        return
-    if mode == 'export':
+    # Only now: this imports TensorFlow, which takes seconds that a slip of the pen should not cost.
+    from trainer import gin_setup
+    from trainer.agreement import Agreement
+    from trainer.dry_run import dry_run
+
+    gin_setup.load(script, unused={'train', 'evaluate', 'export'} - _CALLED[mode])
+    if options.verbosity <= logging.INFO:
+        logging.get_absl_handler().addFilter(_is_ours_or_a_warning)
+    if mode == 'export' and not options.dry_run:
         if cluster.is_chief:
             print(f'SavedModel: {gin_setup.export()}')
         return
     # Nothing that runs a TensorFlow operation may come before the strategy.
     gin_setup.meet(cluster=cluster, digest=gin_setup.digest())
     strategy = gin_setup.build_strategy(cluster=cluster)
+    if options.dry_run:
+        dry_run(strategy, cluster, gin_setup.model_dir())
+        return
     if mode == 'evaluate':
         following = {'follow': True} if cluster.type == 'evaluator' else {}
         results = gin_setup.evaluate(strategy=strategy, **following)
@@ -78,6 +79,8 @@ def _run(options: flags.Options) -> None:
     exported = None
     if mode == 'train_and_evaluate' and cluster.is_chief:
         exported = gin_setup.export()
+    # Workers that end early would look like finished ones if the export failed.
+    Agreement(strategy, cluster).wait()
     if cluster.is_chief:
         print(f'finished step {result.step}: {_values(result.metrics)}')
         print(f'state sha256: {result.state_sha256}')
@@ -93,6 +96,11 @@ _CALLED = {
     'train_and_evaluate': {'train', 'export'},
     'export': {'export'},
 }
+
+
+def _is_ours_or_a_warning(record: std_logging.LogRecord) -> bool:
+    """Leaves out the news of TensorFlow, which are about its insides."""
+    return record.levelno > std_logging.INFO or f'{os.sep}tensorflow{os.sep}' not in record.pathname
 
 
 def _values(values: dict[str, float]) -> str:

@@ -28,6 +28,7 @@ class Agreement:
     def _reduce(self, values: tf.Tensor) -> tf.Tensor:
         def replica(values):
             context = tf.distribute.get_replica_context()
+            values = tf.identity(values)  # An argument has no device; the reduction asks for one.
             return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
         reduced = self._strategy.run(replica, args=(values,))

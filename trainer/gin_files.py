@@ -200,20 +200,21 @@ class _Unreadable(Exception):
         self.line, self.name, self.content = line, name.strip(), content
         value = value.partition(' #')[0].strip()
         self.mend = _PYTHON_CONSTANTS.get(value)
-        if 'stays open' in reason:
-            pass
+        # A value that goes on into the next binding's name was not closed.
+        if re.search(rf"EOF|Expected ','|token '{re.escape(self.name)}'", reason):
+            reason = 'A bracket stays open, here or above.'
         elif self.mend:
             reason = 'Gin writes it as Python does:'
         elif not value:
             reason = 'It has no value.'
-        elif re.fullmatch(r'[-+*/(). \d]+', value):
+        elif re.fullmatch(r'[-+(. ]*\d[-+*/(). \d]*', value):
             reason = 'Gin does not calculate; write the result.'
         elif value.count('"') % 2 or value.count("'") % 2:
             reason = 'A quote stays open.'
         elif not re.search(r'[\'"\[\](){}@%,]', value):
             reason, self.mend = 'A text needs quotes:', f'"{value}"'
         else:
-            reason = '' if 'malformed' in reason else f'{reason} '
+            reason = '' if 'malformed' in reason else f'{reason.splitlines()[0].rstrip(".")}. '
             reason = f'{reason}A value is a Python literal, an @reference or a %macro.'
         super().__init__(reason)
 
@@ -226,10 +227,9 @@ def _statements(text: str) -> Iterator[Any]:
         yield from config_parser.ConfigParser(io.StringIO(text), _References())
     except tokenize.TokenError as error:
         line = text.rstrip().splitlines()[-1].strip()
-        raise _Unreadable(error.args[1][0], line, 'A bracket or a quote stays open.') from None
+        raise _Unreadable(error.args[1][0], line, error.args[0]) from None
     except SyntaxError as error:
-        reason = error.msg.strip().splitlines()[0].rstrip('.') + '.'
-        raise _Unreadable(error.lineno, (error.text or '').strip(), reason) from None
+        raise _Unreadable(error.lineno, (error.text or '').strip(), error.msg) from None
 
 
 def _shown(path: str) -> str:

@@ -7,7 +7,7 @@ the recorded configuration of a run can be read again.
 import hashlib
 import importlib
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import gin
 import keras
@@ -64,25 +64,17 @@ for _module in (
             gin.register(_class, module=_module.__name__)
 
 
-def load(
-    files: Sequence[str],
-    bindings: Sequence[str] = (),
-    search_path: Sequence[str] = (),
-    unused: Collection[str] = (),
-) -> None:
-    """Makes files and then bindings the configuration of this process, checked and locked.
+def load(script: gin_files.Script, unused: Collection[str] = ()) -> None:
+    """Makes what was read the configuration of this process, checked and locked.
 
     Args:
-        files: names of .gin files, see `trainer.gin_files.read`.
-        bindings: lines of gin.
-        search_path: further directories to look for files in.
+        script: from `trainer.gin_files.read`.
         unused: which of 'train', 'evaluate', 'export' will not be called, so that what they need
             may be missing.
 
     Raises:
         ConfigError: any mistake in the configuration.
     """
-    script = gin_files.read(files, bindings, search_path)
     gin.clear_config()  # Which also lets the modules imported next register what they have.
     for module, where in script.imports:
         try:
@@ -108,6 +100,13 @@ def load(
 def digest() -> str:
     """Returns the sha256, in hex digits, of all that is configured: equal on all workers."""
     return hashlib.sha256(gin.config_str().encode()).hexdigest()
+
+
+def model_dir() -> str:
+    """Returns the directory that `train` will be given."""
+    value = gin.query_parameter('train.model_dir')
+    is_reference = isinstance(value, gin.config.ConfigurableReference)
+    return value.scoped_configurable_fn() if is_reference else value
 
 
 def record() -> str:

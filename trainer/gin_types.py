@@ -175,7 +175,8 @@ def _reference_complaint(reference: Reference, hint: Any, target: Callable) -> s
     classes = [typing.get_origin(m) or m for m in members]
     # Where instances of certain classes are wanted, and nothing that could be a function.
     instances = all(
-        inspect.isclass(c) and c not in (object, type, collections.abc.Callable) for c in classes
+        inspect.isclass(c) and c not in (Any, object, type, collections.abc.Callable)
+        for c in classes
     )
     if not reference.called:
         if instances:

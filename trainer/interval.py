@@ -55,9 +55,7 @@ class Every:
         ConfigError: The interval is something else.
     """
 
-    def __init__(
-        self, value: int | str | None, steps_per_epoch: int | Fraction = 1, start: int = 0
-    ):
+    def __init__(self, value: int | str | None, steps_per_epoch: int | Fraction, start: int = 0):
         self._period: int | Fraction | None = None
         self._seconds: int | None = None
         self._due_seconds = 0.0

@@ -133,11 +133,6 @@ class State:
         """The number of trainable scalars."""
         return sum(int(np.prod(v.shape)) for v in self.model.trainable_variables)
 
-    @property
-    def num_bytes(self) -> int:
-        """The size of a snapshot in bytes."""
-        return sum(int(np.prod(v.shape)) * v.dtype.size for v in self.variables.values())
-
     def scalars(self) -> dict[str, float]:
         """Returns the rate that the next update would use, and how many steps were skipped."""
         return {

@@ -118,7 +118,7 @@ class TrainStep:
         waited = tf.zeros([], tf.float64)
         stride = tf.minimum(num_steps, CLOCK_EVERY)
         first_step = state.step.read_value()
-        ids = tf.TensorArray(tf.int64, num_steps if self._log_ids else 0)
+        ids = tf.TensorArray(tf.int64, size=0, dynamic_size=True)
         for i in tf.range(num_steps):
             # Looking at the clock takes longer than a small step, so only some steps do.
             timed = tf.equal((i + 1) % stride, 0)

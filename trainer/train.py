@@ -78,6 +78,7 @@ def train(
     asynchronous_saves: bool = True,
     allow_changes: Sequence[str] = (),
     sample_log: bool = False,
+    max_steps: int | None = None,
     config: Callable[[], str] = str,
 ) -> Result:
     """Trains until `steps`, from the newest good checkpoint in `model_dir` if there is one.
@@ -109,6 +110,8 @@ def train(
         allow_changes: what may differ from the checkpoint: 'seed', 'global_batch_size',
             'num_examples', 'data_fingerprint'.
         sample_log: whether the record numbers of every batch are written to samples.tsv.
+        max_steps: end after so many steps in this call, and every evaluation after so many
+            batches, as if they were all; for rehearsals.
         config: returns the text of the configuration, for the record; called when all is built.
 
     Returns:
@@ -175,6 +178,7 @@ def train(
             return checkpoints.newest_good() or 0
 
         step = int(agreement.chief_does(take_over))
+        end = last_step if max_steps is None else min(last_step, step + max_steps)
         known_metrics: dict[str, float] = {}
         if step:
             tensors, manifest = checkpoints.read(step)
@@ -197,6 +201,7 @@ def train(
                     'config_sha256': hashlib.sha256(config_text.encode()).hexdigest(),
                     'topology': topology(strategy, cluster),
                     'versions': version.versions(),
+                    'num_parameters': state.num_parameters,
                     'metrics': known_metrics,
                 },
             )
@@ -221,9 +226,9 @@ def train(
         ]
         logs, evals, saves, histograms = intervals
         started, steps_per_call = time.monotonic(), 1
-        while step < last_step:
-            due = min(every.next_due(step) or last_step for every in intervals)
-            num_steps = min(steps_per_call, due - step, last_step - step)
+        while step < end:
+            due = min(every.next_due(step) or end for every in intervals)
+            num_steps = min(steps_per_call, due - step, end - step)
             call_started = time.monotonic()
             totals = train_step.run(batches, tf.constant(num_steps, tf.int64))
             totals = {name: value.numpy() for name, value in totals.items()}
@@ -248,18 +253,18 @@ def train(
             # The first call of a process compiles, so it may only slow the second one down.
             steps_per_call = max(1, min(int(SECONDS_PER_CALL / pace), 10 * steps_per_call))
 
-            if logs.due(step, elapsed) or step == last_step:
+            if logs.due(step, elapsed) or step == end:
                 values = report.train(step, train_step.results, state.scalars)
                 known_metrics.update({f'train/{name}': v for name, v in values.items()})
             if histograms.due(step, elapsed):
                 report.histograms(step, state.weights)
-            if evaluation and (evals.due(step, elapsed) or step == last_step):
-                values = evaluation()
+            if evaluation and (evals.due(step, elapsed) or step == end):
+                values = evaluation(max_steps)
                 known_metrics.update({f'eval/{name}': v for name, v in values.items()})
                 report.evaluation(step, values)
-            if saves.due(step, elapsed) or stopping or step == last_step:
+            if saves.due(step, elapsed) or stopping or step == end:
                 save(step)
-            if stopping and step < last_step:
+            if stopping and step < end:
                 checkpoints.close()
                 raise Preempted(f'saved step {step} of {last_step} after a signal')
 

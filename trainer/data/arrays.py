@@ -93,16 +93,17 @@ def npz(path: str | os.PathLike, split: str | None = None) -> Arrays:
     """
     path = os.path.expanduser(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError('it holds a single array')
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError('it holds a single array')
+        with file:
             names = _names_of_split(path, file.files, split)
             arrays = {feature: file[name] for feature, name in names.items()}
     except FileNotFoundError:
         raise ConfigError(f'The data file {path!r} does not exist.') from None
     except ConfigError:
         raise
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise ConfigError(
             f'The data file {path!r} cannot be read as .npz ({error}). Write it with '
             'numpy.savez_compressed(path, image=..., label=...), without object arrays.'

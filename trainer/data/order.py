@@ -56,7 +56,16 @@ def records(positions: tf.Tensor, *, num_examples: int, seed: int) -> tf.Tensor:
     """
     epochs, epoch_of = tf.unique(positions // num_examples, out_idx=tf.int64)
     keys = _key(_hash(example_seeds(epochs, seed=seed), _EPOCH_INDEX))
-    return _shuffle(positions % num_examples, tf.gather(keys, epoch_of), num_examples - 1)
+    index, keys, last = positions % num_examples, tf.gather(keys, epoch_of), num_examples - 1
+    if last < 2**16 or last & (last - 1):
+        return _shuffle(index, keys, last)
+    # With a power of two as last index the operation takes a block too narrow to hold it, and
+    # gives some results twice. One index more is right, and walking past it takes one more step.
+    shuffled = _shuffle(index, keys, num_examples)
+    beyond = _shuffle(
+        tf.fill(tf.shape(index), tf.constant(num_examples, tf.int64)), keys, num_examples
+    )
+    return tf.where(shuffled == num_examples, beyond, shuffled)
 
 
 def example_seeds(positions: tf.Tensor, *, seed: int) -> tf.Tensor:

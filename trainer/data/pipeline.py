@@ -235,8 +235,10 @@ def _model_batch(data: Data, features: Features) -> dict:
         name = getattr(data, role)
         if name is not None:
             _expect(features, name, f'Data.{role}')
-    features = {**features, **_preprocess(data, features)}
-    result = {'inputs': _select(data, features), 'labels': features[data.label]}
+    processed = _preprocess(data, features)
+    # A label or weight that is among the inputs too comes out of `preprocess` as they do.
+    features = {**features, **processed}
+    result = {'inputs': _select(data, processed), 'labels': features[data.label]}
     if data.weight is not None:
         weights = features[data.weight]
         if weights.shape.rank != 1:

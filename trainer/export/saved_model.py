@@ -86,7 +86,12 @@ def export(
 
         archive = keras.export.ExportArchive()
         archive.track(built)
-        archive.add_endpoint('serving_default', serve, input_signature=[raw_spec(data)])
+        # A named spec is what gives an argument of the signature the feature's name.
+        signature = {
+            name: tf.TensorSpec(spec.shape, spec.dtype, name)
+            for name, spec in raw_spec(data).items()
+        }
+        archive.add_endpoint('serving_default', serve, input_signature=[signature])
         dirs.export.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f'.tmp-{step}-', dir=dirs.export))
         try:

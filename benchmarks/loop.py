@@ -1,0 +1,172 @@
+"""The training loop against one written by hand, and against Keras's `fit`.
+
+Ours is `TrainStep.run` as `trainer.train` calls it: about a second of steps a call, with loss,
+accuracy, gradient norm, a check that all is finite, and the clock of the input. By hand is a
+`tf.function` with `tf.range` around `strategy.run`, on the same model, optimizer and iterator,
+with a Keras mean of the loss and an accuracy, and without the rest. `fit` gets the same model,
+optimizer and batch size, from NumPy arrays or a `tf.data` pipeline and with or without XLA,
+whichever is fastest here. Op determinism, Phalanx's default, is on for all of them.
+"""
+
+import functools
+import itertools
+import time
+
+import pairs
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.cluster import Cluster
+from trainer.data.arrays import Arrays
+from trainer.data.augment import scale_images
+from trainer.data.pipeline import Data, train_batches
+from trainer.models.cnn import cnn
+from trainer.state import build_state
+from trainer.step import TrainStep
+from trainer.strategy import build_strategy
+
+BATCH_SIZE = 128
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+SECONDS_PER_CALL = 1.0
+
+
+def tiny() -> keras.Model:
+    layers = keras.layers
+    return keras.Sequential(
+        [layers.Flatten(), layers.Dense(32, activation='relu'), layers.Dense(10)], name='tiny'
+    )
+
+
+def arrays(rows: int) -> dict[str, np.ndarray]:
+    """Something of the shape of MNIST, or of smaller images."""
+    random = np.random.default_rng(0)
+    return {
+        'image': random.integers(0, 256, (60_000, rows, rows, 1), np.uint8),
+        'label': random.integers(0, 10, 60_000),
+    }
+
+
+def our_loop(strategy, model, shape, iterator):
+    """Returns a function that takes steps with Phalanx."""
+    state = build_state(strategy, model, keras.optimizers.Adam, tf.TensorSpec([None, *shape]))
+    accuracy = keras.metrics.SparseCategoricalAccuracy(name='accuracy')
+    step = TrainStep(strategy, state, LOSS, [accuracy])
+
+    def take(steps: int) -> dict[str, float]:
+        totals = step.run(iterator, tf.constant(steps, tf.int64))
+        return step.results({name: value.numpy() for name, value in totals.items()})
+
+    return take
+
+
+def bare_loop(strategy, model, shape, iterator):
+    """Returns a function that takes steps as one would write it by hand."""
+    with strategy.scope():
+        net = model()
+        net.build((None, *shape))
+        optimizer = keras.optimizers.Adam()
+        optimizer.build(net.trainable_variables)
+        mean_loss = keras.metrics.Mean()
+        accuracy = keras.metrics.SparseCategoricalAccuracy()
+    losses_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction='none')
+    replicas = strategy.num_replicas_in_sync
+
+    def replica(batch):
+        with tf.GradientTape() as tape:
+            outputs = net(batch['inputs'], training=True)
+            losses = losses_of(batch['labels'], outputs)
+            loss = tf.reduce_sum(losses) / BATCH_SIZE + sum(net.losses) / replicas
+        gradients = tape.gradient(loss, net.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, net.trainable_variables, strict=True))
+        mean_loss.update_state(losses)
+        accuracy.update_state(batch['labels'], outputs)
+
+    @tf.function
+    def run(iterator, steps):
+        for _ in tf.range(steps):
+            strategy.run(replica, args=(next(iterator),))
+
+    def take(steps: int) -> dict[str, float]:
+        run(iterator, tf.constant(steps, tf.int64))
+        values = {'loss': float(mean_loss.result()), 'accuracy': float(accuracy.result())}
+        mean_loss.reset_state()
+        accuracy.reset_state()
+        return values
+
+    return take
+
+
+def fits(strategy, model, shape, features, steps_per_execution=1):
+    """Yields the ways to call `fit`: name, and a function that trains one epoch."""
+    images, labels = features['image'], features['label']
+    as_numpy = {'x': images.astype(np.float32) / 255, 'y': labels, 'batch_size': BATCH_SIZE}
+    dataset = (
+        tf.data.Dataset.from_tensor_slices((images, labels))
+        .shuffle(len(labels), seed=0)
+        .batch(BATCH_SIZE)
+        .map(lambda x, y: (tf.cast(x, tf.float32) / 255, y), num_parallel_calls=tf.data.AUTOTUNE)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+    inputs = {'NumPy': as_numpy, 'tf.data': {'x': dataset}}
+    for (name, data), xla in itertools.product(inputs.items(), (False, True)):
+        with strategy.scope():
+            net = model()
+            net.build((None, *shape))
+            net.compile(
+                keras.optimizers.Adam(),
+                LOSS,
+                metrics=['accuracy'],
+                jit_compile=xla,
+                steps_per_execution=steps_per_execution,
+            )
+        fit = functools.partial(net.fit, **data, verbose=0)
+        yield f'{name}{", XLA" if xla else ""}', fit
+
+
+def fastest(ways):
+    """Returns name and function of the way whose second epoch is the shortest."""
+    timed = {}
+    for name, fit in ways:
+        fit(epochs=1)
+        timed[name] = pairs.seconds(fit)(), fit
+        print(f'  (fit from {name}: {timed[name][0]:.2f} s an epoch)')
+    best = min(timed, key=lambda name: timed[name][0])
+    return best, timed[best][1]
+
+
+def main() -> None:
+    options = pairs.arguments(__doc__, rounds=15)
+    strategies = {
+        # The first makes the devices.
+        '2 devices': build_strategy(cluster=Cluster(), devices_per_worker=2),
+        '1 device': build_strategy(cluster=Cluster(), kind='one_device'),
+    }
+    models = {'tiny': (tiny, 8), 'CNN': (functools.partial(cnn, 10), 28)}
+    table = pairs.Table(
+        'Training loop: steps a second, Phalanx against a loop by hand',
+        'Phalanx',
+        'by hand',
+        markdown=options.markdown,
+    )
+    for (name, (model, rows)), devices in itertools.product(models.items(), reversed(strategies)):
+        strategy, shape = strategies[devices], (rows, rows, 1)
+        data = Data(Arrays(arrays(rows)), preprocess=scale_images)
+        batches = train_batches(
+            data, strategy, seed=0, global_batch_size=BATCH_SIZE, start_step=0
+        )
+        ours = our_loop(strategy, model, shape, batches)
+        bare = bare_loop(strategy, model, shape, batches)
+        for take in (ours, bare):
+            take(10)
+        steps = max(1, round(100 * SECONDS_PER_CALL / pairs.seconds(lambda: bare(100))()))
+        taken = pairs.alternate(
+            pairs.rate(lambda: ours(steps), steps),
+            pairs.rate(lambda: bare(steps), steps),
+            rounds=options.rounds,
+        )
+        table.row(f'{name}, {devices}', *taken, 'steps/s', '>= 0.97')
+
+
+if __name__ == '__main__':
+    main()

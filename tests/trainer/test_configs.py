@@ -1,0 +1,64 @@
+import re
+
+import gin
+import numpy as np
+import pytest
+
+from trainer import gin_files, gin_setup
+
+CONFIGS = gin_files.shipped_configs()
+RUNS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob('runs/*.gin'))
+FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob('*.gin'))
+LEFT_TO_THE_USER = ["MODEL_DIR = 'd'"]
+
+
+def load(run, *more):
+    data = ["DATA_DIR = 'd'"] if 'mnist' in run else []
+    gin_setup.load(gin_files.read([run, *more], [*LEFT_TO_THE_USER, *data]))
+
+
+def test_the_shipped_runs_are_there():
+    assert 'runs/digits.gin' in RUNS
+
+
+@pytest.mark.parametrize('run', RUNS)
+def test_every_run_parses_and_passes_the_checks(run):
+    load(run)
+
+
+@pytest.mark.parametrize('run', RUNS)
+def test_every_run_works_on_several_workers(run):
+    load(run, 'cluster/multi_worker.gin')
+    assert gin.query_parameter('strategy.kind') == 'multi_worker'
+
+
+@pytest.mark.parametrize('optimizer', [file for file in FILES if file.startswith('optim/')])
+@pytest.mark.parametrize('model', [file for file in FILES if file.startswith('models/')])
+@pytest.mark.parametrize('run', ['runs/digits.gin', 'runs/mnist_cnn.gin'])
+def test_models_and_optimizers_combine_freely(run, model, optimizer):
+    load(run, model, optimizer)
+
+
+@pytest.mark.parametrize('run', RUNS)
+def test_the_model_and_the_optimizer_of_every_run_can_be_built(run):
+    load(run)
+    model = gin.query_parameter('%MODEL').scoped_configurable_fn()
+    outputs = model(np.zeros((2, *gin.query_parameter('%INPUT_SHAPE')), np.float32))
+    assert outputs.shape == (2, gin.query_parameter('%NUM_CLASSES'))
+    if isinstance(gin.query_parameter('%STEPS'), int):
+        optimizer = gin.query_parameter('%OPTIMIZER').scoped_configurable_fn()
+        optimizer.build(model.trainable_variables)
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_every_file_is_small_and_says_what_it_is_for(file):
+    lines = (CONFIGS / file).read_text().splitlines()
+    assert lines[0].startswith('# ')
+    assert len(lines) <= 60
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_only_runs_include_and_only_the_base_imports(file):
+    text = (CONFIGS / file).read_text()
+    assert bool(re.search(r'^include', text, re.MULTILINE)) == file.startswith('runs/')
+    assert bool(re.search(r'^(import|from)', text, re.MULTILINE)) == (file == 'base.gin')
