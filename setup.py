@@ -19,7 +19,7 @@ setup(
     long_description=README.read_text() if README.exists() else '',
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    python_requires='>=3.11,<3.14',  # Keras 3.15 asks for 3.11.
+    python_requires='>=3.10,<3.14',
     # In a wheel the configs lie inside the package; in a checkout, beside it.
     packages=[*find_packages(include=['trainer*', 'launch*']), 'trainer.configs'],
     package_dir={'trainer.configs': 'configs'},
@@ -27,7 +27,7 @@ setup(
     install_requires=[
         'absl-py>=2.1',
         'gin-config==0.5.*',
-        'keras>=3.15,<3.16',
+        'keras>=3.12,<3.16',  # 3.12 is the last for Python 3.10.
         'numpy>=1.26',
         f'tensorflow{TENSORFLOW_RANGE}',
         # Not among TensorFlow 2.21's own requirements, but its summaries need it.

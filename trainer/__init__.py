@@ -1,15 +1,17 @@
 """Phalanx's trainer: synchronous data-parallel training on `tf.distribute`.
 
 The public names below are loaded when they are first used, so that programs which only look at
-flags, clusters or directories never wait for TensorFlow.
+flags, clusters or directories never wait for TensorFlow. The three verbs are in modules of their
+own names: `trainer.train.train`, `trainer.evaluate.evaluate`, `trainer.export.saved_model.export`.
 """
 
 import importlib
 import os
 
-# TensorFlow reads these when it is imported. oneDNN makes a CNN on CPU some three times faster
+# TensorFlow and Keras read these when they are imported. oneDNN makes a CNN on CPU some three times faster
 # where it is off by default; where the machine has no NVIDIA driver, TensorFlow's complaints
 # about the missing one hide what matters.
+os.environ['KERAS_BACKEND'] = 'tensorflow'
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
 _HAS_DRIVER = os.path.exists('/proc/driver/nvidia') or os.path.exists('/dev/dxg')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2' if _HAS_DRIVER else '3')
@@ -26,9 +28,6 @@ _PUBLIC = {
     'Result': 'train',
     'Source': 'data.source',
     'build_strategy': 'strategy',
-    'evaluate': 'evaluate',
-    'export': 'export.saved_model',
-    'train': 'train',
 }
 
 __all__ = sorted(_PUBLIC)

@@ -3,13 +3,16 @@
 Exit codes: 0 finished; 2 wrong flags or configuration; 75 preempted after saving; 1 failed.
 """
 
+import contextlib
 import logging as std_logging
 import os
 import sys
+import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from absl import logging
+from absl.flags import FLAGS
 
 from trainer import flags, gin_files
 from trainer.cluster import from_environ
@@ -31,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options is None:
             return 0
         verbosity = options.verbosity
+        FLAGS.mark_as_parsed()  # Or absl says that nobody has parsed them.
         logging.use_absl_handler()
         logging.set_verbosity(verbosity)
         _run(options)
@@ -49,15 +53,18 @@ def _run(options: flags.Options) -> None:
     script = gin_files.read(options.gin_files, options.gin_bindings, options.gin_search_path)
     cluster = from_environ()
     mode = 'evaluate' if cluster.type == 'evaluator' else options.mode
+    called = _CALLED['train_and_evaluate' if options.dry_run else mode]
 
-    # Only now: this imports TensorFlow, which takes seconds that a slip of the pen should not cost.
+    # Only now: it takes seconds that a slip of the pen should not cost.
+    with _hidden_stderr():
+        import tensorflow  # noqa: F401
+
     from trainer import gin_setup
     from trainer.agreement import Agreement
     from trainer.dry_run import dry_run
 
-    gin_setup.load(script, unused={'train', 'evaluate', 'export'} - _CALLED[mode])
-    if options.verbosity <= logging.INFO:
-        logging.get_absl_handler().addFilter(_is_ours_or_a_warning)
+    gin_setup.load(script, unused={'train', 'evaluate', 'export'} - called)
+    _set_up_logging(options.verbosity)
     if mode == 'export' and not options.dry_run:
         if cluster.is_chief:
             print(f'SavedModel: {gin_setup.export()}')
@@ -84,6 +91,8 @@ def _run(options: flags.Options) -> None:
     if cluster.is_chief:
         print(f'finished step {result.step}: {_values(result.metrics)}')
         print(f'state sha256: {result.state_sha256}')
+        if result.sample_sha256:
+            print(f'sample order: {result.sample_sha256}')
         print(f'checkpoint:   {result.checkpoint}')
         print(f'TensorBoard:  tensorboard --logdir {result.checkpoint.parents[1]}')
         if exported:
@@ -98,13 +107,41 @@ _CALLED = {
 }
 
 
+@contextlib.contextmanager
+def _hidden_stderr() -> Iterator[None]:
+    """Keeps back what TensorFlow's C++ code prints when it is loaded, unless loading fails."""
+    sys.stderr.flush()
+    screen = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(screen, kept.read())
+            raise
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
+
+
+def _set_up_logging(verbosity: int) -> None:
+    handler = logging.get_absl_handler()
+    handler.setFormatter(
+        std_logging.Formatter('%(asctime)s %(levelname).1s %(message)s', '%H:%M:%S')
+    )
+    if verbosity <= logging.INFO:
+        handler.addFilter(_is_ours_or_a_warning)
+
+
 def _is_ours_or_a_warning(record: std_logging.LogRecord) -> bool:
     """Leaves out the news of TensorFlow, which are about its insides."""
     return record.levelno > std_logging.INFO or f'{os.sep}tensorflow{os.sep}' not in record.pathname
 
 
-def _values(values: dict[str, float]) -> str:
-    return ', '.join(f'{name} {value:.4f}' for name, value in values.items())
+def _values(values: Mapping[str, float | None]) -> str:
+    # A metric that was not finite comes back from a checkpoint as None.
+    return ', '.join(f'{k} {"not finite" if v is None else f"{v:.4f}"}' for k, v in values.items())
 
 
 if __name__ == '__main__':

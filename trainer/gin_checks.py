@@ -1,8 +1,9 @@
 """What gin lets pass in silence, found before anything expensive: see `check`.
 
 Gin ignores a misspelt macro or scope, a binding for something that is never called, an unknown
-parameter of a function with **kwargs, and wrong types. All of these are errors here. Every function
-works on the bindings of `trainer.gin_files`; `gin.config._REGISTRY` is the one private name used.
+parameter of a function with **kwargs, and wrong types. All of these are errors here. The
+checks work on the bindings of `trainer.gin_files`; of gin's own they use two private names,
+`gin.config._REGISTRY` and `_CONSTANTS`, which is why gin-config is pinned.
 """
 
 import inspect

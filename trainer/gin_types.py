@@ -21,8 +21,7 @@ class Parameters:
     """The parameters of a function, or of the constructor of a class.
 
     Attributes:
-        hints: name -> annotation; for one without annotation but with a number for its default
-            that number's type; else Any.
+        hints: name -> annotation; without one, what the default gives away, or Any.
         required: the names without a default.
         open: whether a function takes any other name too, by **kwargs. The constructor of a class
             that hands **kwargs on to its base class takes the base's names, and no others.
@@ -39,10 +38,10 @@ class Parameters:
 
 
 @dataclasses.dataclass(frozen=True)
-class _LikeDefault:
-    """Stands for the annotation that a number as default gives away: anything but text."""
+class _AnythingButText:
+    """Stands for the annotation of a parameter that has none but is a number, or the like."""
 
-    type: type
+    shown: str
 
 
 @functools.cache
@@ -66,7 +65,7 @@ def parameters(target: Callable) -> Parameters:
                 continue
             if parameter.name not in hints and parameter.default is parameter.empty:
                 required.append(parameter.name)
-            hints.setdefault(parameter.name, _hint(parameter, annotations))
+            hints.setdefault(parameter.name, _hint(parameter, annotations, function.__module__))
         is_open = any(p.kind is p.VAR_KEYWORD for p in signature)
         if not is_open:
             break
@@ -80,11 +79,14 @@ def _annotations(function: Callable) -> dict[str, Any]:
         return {}
 
 
-def _hint(parameter: inspect.Parameter, annotations: dict[str, Any]) -> Any:
+def _hint(parameter: inspect.Parameter, annotations: dict[str, Any], module: str) -> Any:
     if parameter.name in annotations:
         return annotations[parameter.name]
     if isinstance(parameter.default, bool | int | float):
-        return _LikeDefault(type(parameter.default))
+        return _AnythingButText(type(parameter.default).__name__)
+    # Keras annotates nothing, but what it requires of optimizers and the like is never text.
+    if module.startswith('keras.') and parameter.default is parameter.empty:
+        return _AnythingButText('a number')
     return Any
 
 
@@ -151,7 +153,7 @@ def _element_hint(hint: Any) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    if isinstance(hint, _LikeDefault):
+    if isinstance(hint, _AnythingButText):
         return not isinstance(value, str)
     members = _members(hint)
     if isinstance(value, bool) and bool not in members:  # To Python a bool is an int.
@@ -196,6 +198,6 @@ def _reference_complaint(reference: Reference, hint: Any, target: Callable) -> s
 
 
 def _shown(hint: Any) -> str:
-    if isinstance(hint, _LikeDefault):
-        return hint.type.__name__
+    if isinstance(hint, _AnythingButText):
+        return hint.shown
     return re.sub(r'\b(\w+\.)+(?=\w)', '', inspect.formatannotation(hint))

@@ -32,6 +32,15 @@ def check_batch_size(batch_size: int, num_replicas: int, accumulate: int = 1) ->
         )
 
 
+def check_loss(loss: Callable) -> None:
+    """Raises ConfigError for a Keras loss that was given uncalled."""
+    if isinstance(loss, type):
+        raise ConfigError(
+            f'The loss is the class {loss.__name__}; give an instance. In gin, write it called: '
+            f'LOSS = @{loss.__name__}().'
+        )
+
+
 def check_labels(data: Data, loss: Callable, output_spec) -> None:
     """Raises ConfigError if class labels lie outside the classes that the model tells apart.
 

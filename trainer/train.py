@@ -22,7 +22,7 @@ from trainer.evaluate import Evaluation
 from trainer.interval import Every, parse_steps
 from trainer.model_dir import ModelDir
 from trainer.observe.report import Report
-from trainer.preflight import check_batch_size, check_labels
+from trainer.preflight import check_batch_size, check_labels, check_loss
 from trainer.state import build_state
 from trainer.step import TrainStep
 from trainer.stop import StopRequest
@@ -124,6 +124,7 @@ def train(
     """
     # ---- What is asked for.
     tf.config.run_functions_eagerly(run_eagerly)
+    check_loss(loss)
     check_batch_size(batch_size, strategy.num_replicas_in_sync, accumulate)
     steps_per_epoch = Fraction(train_data.source.num_examples, batch_size)
     last_step = parse_steps(steps, steps_per_epoch)

@@ -110,9 +110,14 @@ def extension(tmp_path, monkeypatch):
             'the command line: train.batch_size = 6.5 is of type float, but int is wanted.',
         ),
         (
-            "LEARNING_RATE = '0.1'",
-            "the command line: LEARNING_RATE = '0.1', for Adam.learning_rate, is of type str, but "
-            'float is wanted. Write it without quotes: 0.1',
+            "keras.optimizers.AdamW.weight_decay = '0.1'",
+            "the command line: AdamW.weight_decay = '0.1' is of type str, but float is wanted. "
+            'Write it without quotes: 0.1',
+        ),
+        (
+            "STEPS = '2 epochs'",
+            "the command line: STEPS = '2 epochs', for CosineDecay.decay_steps, is of type str, "
+            'but a number is wanted.',
         ),
         (
             'INPUT_SHAPE = [8, 8, 1]',
@@ -172,7 +177,7 @@ def test_a_mistake_in_a_file_is_located(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'binding', ['LEARNING_RATE = 1', "STEPS = '2 epochs'", 'Keep.last = 5', 'BATCH_SIZE = 8',
+    'binding', ['LEARNING_RATE = 1', "train.steps = '2 epochs'", 'Keep.last = 5', 'BATCH_SIZE = 8',
                 'LEARNING_RATE = @keras.optimizers.schedules.ExponentialDecay()\n'
                 'ExponentialDecay:\n  initial_learning_rate = 0.1\n  decay_steps = 9\n'
                 '  decay_rate = 0.5'],

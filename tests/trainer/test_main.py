@@ -69,7 +69,7 @@ def test_a_run_leaves_a_record_with_which_every_mode_can_be_run_again(tmp_path):
         '--gin_file=runs/digits.gin', *short, '--model_dir=first', '--mode=train', cwd=tmp_path
     )
     assert 'eval/' not in out
-    assert not (tmp_path / 'first' / 'export').exists()
+    assert not list((tmp_path / 'first').glob('export/*'))
 
     record = 'first/config/config-0.gin'
     trained = re.search(r'state sha256: (\w+)', out)[1]
@@ -78,7 +78,7 @@ def test_a_run_leaves_a_record_with_which_every_mode_can_be_run_again(tmp_path):
     assert (tmp_path / 'second' / 'export' / '8' / 'saved_model.pb').exists()
     assert str(tmp_path / 'second' / 'checkpoints' / 'step-00000008') in out
     again = (tmp_path / 'second' / 'config' / 'config-0.gin').read_text()
-    assert again.replace('second', 'first') == (tmp_path / record).read_text()
+    assert again.replace("'second'", "'first'") == (tmp_path / record).read_text()
 
     evaluated, _ = run(f'--gin_file={record}', '--mode=evaluate', cwd=tmp_path)
     assert re.search(r'accuracy (0\.\d+)', evaluated)[1] in out.splitlines()[0]
