@@ -19,7 +19,6 @@ from trainer.data.pipeline import Data, train_batches
 from trainer.strategy import build_strategy
 
 BATCH_SIZE = 128
-NUM_BATCHES = 1000
 
 
 def usual(images, labels, *, batch_first: bool) -> tf.data.Dataset:
@@ -61,12 +60,11 @@ def main() -> None:
         'Input: images a second', 'Phalanx', 'tf.data', markdown=options.markdown
     )
     ours = fetch(batches)
-    for what, batch_first in (
-        ('shuffle, batch, map', True),
-        ('shuffle, map, batch', False),
+    for what, batch_first, count in (
+        ('shuffle, batch, map', True, 4000),
+        ('shuffle, map, batch', False, 1000),
     ):
         theirs = fetch(iter(usual(images, labels, batch_first=batch_first)))
-        count = NUM_BATCHES if batch_first else NUM_BATCHES // 5
         taken = pairs.alternate(
             *(pairs.rate(lambda f=f: f(count), count * BATCH_SIZE) for f in (ours, theirs)),
             rounds=options.rounds,

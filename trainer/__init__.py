@@ -8,8 +8,8 @@ own names: `trainer.train.train`, `trainer.evaluate.evaluate`, `trainer.export.s
 import importlib
 import os
 
-# TensorFlow and Keras read these when they are imported. oneDNN makes a CNN on CPU some three times faster
-# where it is off by default; where the machine has no NVIDIA driver, TensorFlow's complaints
+# TensorFlow and Keras read these when they are imported. oneDNN makes a CNN on CPU some three times
+# faster where it is off by default; where the machine has no NVIDIA driver, TensorFlow's complaints
 # about the missing one hide what matters.
 os.environ['KERAS_BACKEND'] = 'tensorflow'
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')

@@ -12,6 +12,8 @@ class ConfigError(ValueError):
     """
 
     exit_code = 2
+    # AutoGraph leaves it as it is, instead of raising a StagingError in its place.
+    ag_pass_through = True
 
     def __init__(self, message: str):
         super().__init__(message)

@@ -16,7 +16,7 @@ from trainer.model_dir import ModelDir
 from trainer.observe.tensorboard import TensorBoard
 from trainer.preflight import check_labels
 from trainer.state import State, build_state
-from trainer.sums import MetricSums, first_replica, per_example_loss, weigh
+from trainer.sums import MetricSums, first_replica, hide, per_example_loss, weigh
 
 _STEPS_PER_CALL = 100
 _POLL_SECONDS = 2.0
@@ -65,14 +65,12 @@ class EvalStep:
 
     def _replica(self, batch):
         context = tf.distribute.get_replica_context()
-        model = self._state.model
-        outputs, _, penalties = model.stateless_call(
-            [tf.convert_to_tensor(v.value) for v in model.trainable_variables],
-            [tf.convert_to_tensor(v.value) for v in model.non_trainable_variables],
-            batch['inputs'],
-            training=False,
-            return_losses=True,
+        state, batch = self._state, hide(batch)
+        values = (
+            [tf.convert_to_tensor(v.value) for v in variables]
+            for variables in (state.model.trainable_variables, state.moving, state.seeds)
         )
+        outputs, _, penalties = state.call(*values, batch['inputs'], training=False)
         losses, mask = per_example_loss(self._loss, batch['labels'], outputs)
         loss, weight = weigh(losses, batch['weights'], mask)
         share = 1.0 / self._strategy.num_replicas_in_sync

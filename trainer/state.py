@@ -41,15 +41,10 @@ class State:
     def __init__(self, model, optimizer, output_spec, *, scales_loss: bool = False):
         self.scales_loss = scales_loss
         self.model, self.optimizer, self.output_spec = model, optimizer, output_spec
-        self._is_seed = [
-            v.path.endswith('seed_generator_state') for v in model.non_trainable_variables
-        ]
-        self.moving = self.moving_of(model.non_trainable_variables)
-        self.seeds = [
-            v
-            for v, is_seed in zip(model.non_trainable_variables, self._is_seed, strict=True)
-            if is_seed
-        ]
+        self.moving, self.seeds = [], []
+        for variable in model.non_trainable_variables:
+            is_seed = variable.path.endswith('seed_generator_state')
+            (self.seeds if is_seed else self.moving).append(variable)
         self.step = _counter(0, tf.int64)
         self.skipped = _counter(0, tf.int64)
         self.skipped_in_row = _counter(0, tf.int64)
@@ -80,14 +75,29 @@ class State:
             table[unique] = variable
         return dict(sorted(table.items()))
 
-    def non_trainable(self, moving: Sequence, seeds: Sequence) -> list:
-        """Merges values for `moving` and `seeds` into the order of the model's variables."""
-        moving, seeds = iter(moving), iter(seeds)
-        return [next(seeds if is_seed else moving) for is_seed in self._is_seed]
+    def call(
+        self, trainable: Sequence, moving: Sequence, seeds: Sequence, inputs, *, training: bool
+    ) -> tuple:
+        """Calls the model as a pure function of its variables' values.
 
-    def moving_of(self, values: Sequence) -> list:
-        """Picks those for `moving` out of values for all of the model's non-trainable variables."""
-        return [v for v, is_seed in zip(values, self._is_seed, strict=True) if not is_seed]
+        `Layer.stateless_call` would pass over `__call__`, and with it over all layers that are
+        not handed `training` by the model's own code: no dropout, no batch statistics.
+
+        Args:
+            trainable, moving, seeds: values for `model.trainable_variables`, `moving`, `seeds`.
+            inputs: a batch of inputs.
+            training: whether the layers behave as in training.
+
+        Returns:
+            The outputs; the new values of `moving`, the very tensor that was passed where the
+            model leaves one alone; the regularisation penalties, a list of scalars.
+        """
+        variables = [*self.model.trainable_variables, *self.moving, *self.seeds]
+        values = zip(variables, [*trainable, *moving, *seeds], strict=True)
+        with keras.StatelessScope(values, collect_losses=True) as scope:
+            outputs = self.model(inputs, training=training)
+            penalties = self.model.losses
+        return outputs, [scope.get_current_value(v) for v in self.moving], penalties
 
     def snapshot(self) -> dict[str, tf.Tensor]:
         """Returns the state as tensors in host memory, which later steps leave unchanged.

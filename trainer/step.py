@@ -1,7 +1,7 @@
 """The compiled steps: one optimizer update, or one evaluated batch, as a pure function.
 
-A training step is a function of (state, batch, seed, step, replica). Keras's `stateless_call`
-makes the forward pass pure; everything that goes wrong in silence when it happens once a replica
+A training step is a function of (state, batch, seed, step, replica). `State.call` makes the
+forward pass pure; everything that goes wrong in silence when it happens once a replica
 (loss scale, clipping, finite check, batch-norm statistics, random masks) happens here, once, on
 quantities that were reduced over all replicas:
 
@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.state import State
-from trainer.sums import MetricSums, first_replica, per_example_loss, weigh
+from trainer.sums import MetricSums, first_replica, hide, per_example_loss, weigh
 
 # Dynamic loss scaling as in Micikevicius et al., "Mixed Precision Training"
 # (https://arxiv.org/abs/1710.03740): halve on overflow, double after a run of finite steps.
@@ -77,6 +77,7 @@ class TrainStep:
         self._replicas = strategy.num_replicas_in_sync
         self._accumulate, self._log_ids = accumulate, log_ids
         self._scaled = state.scales_loss
+        self._moves: list[bool] = []  # which of `state.moving` the model updates; set by tracing
         self._gradients = self._accumulated if accumulate > 1 else self._micro_batch
         if jit_compile:
             self._gradients = tf.function(self._gradients, jit_compile=True, autograph=False)
@@ -163,14 +164,16 @@ class TrainStep:
         grads, moving, (loss, weight, *metrics) = self._gradients(
             [tf.convert_to_tensor(v.value) for v in state.model.trainable_variables],
             [tf.convert_to_tensor(v.value) for v in state.moving],
-            {key: value for key, value in batch.items() if key != 'ids'},
+            hide({key: value for key, value in batch.items() if key != 'ids'}),
             step,
             tf.cast(context.replica_id_in_sync_group, tf.int64),
             scale,
         )
         used = [g is not None for g in grads]
-        # Statistics are float; anything else (a counter) is equal on all replicas already.
-        averaged = [m.dtype.is_floating for m in moving]
+        # Statistics are float; anything else (a counter, frozen weights) is equal already.
+        averaged = [
+            m.dtype.is_floating and moves for m, moves in zip(moving, self._moves, strict=True)
+        ]
         reduced = context.all_reduce(
             tf.distribute.ReduceOp.SUM,
             [
@@ -245,12 +248,8 @@ class TrainStep:
         weights = batch.get('weights')
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(trainable)
-            outputs, updated, penalties = state.model.stateless_call(
-                trainable,
-                state.non_trainable(moving, seeds),
-                batch['inputs'],
-                training=True,
-                return_losses=True,
+            outputs, updated, penalties = state.call(
+                trainable, moving, seeds, batch['inputs'], training=True
             )
             losses, mask = per_example_loss(self._loss, batch['labels'], outputs)
             elements = tf.cast(tf.size(losses) * self._replicas * self._accumulate, tf.float32)
@@ -259,9 +258,9 @@ class TrainStep:
                 loss += weight * tf.add_n([tf.cast(p, tf.float32) for p in penalties])
             scaled = loss * scale
         grads = tape.gradient(scaled, trainable)
-        moving = state.moving_of(updated)
+        self._moves = [new is not old for new, old in zip(updated, moving, strict=True)]
         metrics = self._metrics.increments(batch['labels'], outputs, weights)
-        return grads, moving, [loss, weight, *metrics]
+        return grads, updated, [loss, weight, *metrics]
 
     def _accumulated(self, trainable, moving, batch, step, replica, scale):
         """The same for a batch in micro-batches, one after the other to save memory."""

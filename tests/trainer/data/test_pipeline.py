@@ -123,7 +123,7 @@ def test_the_order_is_that_of_the_seed(strategy):
             np.testing.assert_array_equal(joined(batch, 'ids'), expected)
 
 
-@pytest.mark.parametrize('num_examples', [3, 8, 20, 297])
+@pytest.mark.parametrize('num_examples', [3, 8, 20, 61])
 def test_every_epoch_has_every_example_once_even_where_batches_straddle_it(strategy, num_examples):
     epochs, steps = BATCH, num_examples  # the same number of examples
     ids = np.concatenate(
@@ -169,7 +169,7 @@ def test_shapes_are_static(strategy):
     assert shapes[0] == {'inputs': [part, 8, 8, 1], 'labels': [part], 'ids': [part]}
 
 
-@pytest.mark.parametrize('num_examples', [1, 8, 20, 24, 297])
+@pytest.mark.parametrize('num_examples', [1, 8, 20, 24])
 def test_evaluation_has_every_example_once_and_pads_with_weight_zero(strategy, num_examples):
     iterator, num_steps = eval_batches(numbered(num_examples), strategy, global_batch_size=BATCH)
     assert num_steps == -(-num_examples // BATCH)
