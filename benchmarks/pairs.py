@@ -85,7 +85,7 @@ class Table:
     """
 
     def __init__(self, title: str, ours: str, theirs: str, *, markdown: bool = False):
-        self._markdown = markdown
+        self._markdown, self._theirs = markdown, theirs
         heads = ('what', ours, theirs, 'ratio', 'quartiles', 'range', 'target')
         print(f'\n{title}', f'{_machine()}\n', sep='\n', flush=True)
         self._print(heads)
@@ -96,21 +96,23 @@ class Table:
         self,
         what: str,
         ours: Sequence[float],
-        theirs: Sequence[float],
+        theirs: Sequence[float] | None,
         unit: str,
         target: str = '',
-    ) -> float:
+    ) -> None:
         """Prints the medians, their ratio, and the spread of the ratios within each round.
 
         Args:
             what: was measured.
-            ours, theirs: measurements; those of one round have the same index.
+            ours, theirs: measurements; those of one round have the same index. None where the
+                other side is not there to be measured.
             unit: of the measurements.
             target: '>= 1.5' or '<= 1.1', if the ratio has one.
-
-        Returns:
-            The ratio of the medians.
         """
+        mine = f'{_short(statistics.median(ours))} {unit}'
+        if theirs is None:
+            self._print([what, mine, f'{self._theirs} not given', '', '', '', ''])
+            return
         ratio = statistics.median(ours) / statistics.median(theirs)
         pairs = sorted(a / b for a, b in zip(ours, theirs, strict=True))
         low, _, high = statistics.quantiles(pairs, n=4, method='inclusive')
@@ -122,7 +124,7 @@ class Table:
         self._print(
             [
                 what,
-                f'{_short(statistics.median(ours))} {unit}',
+                mine,
                 f'{_short(statistics.median(theirs))} {unit}',
                 f'{ratio:.3g}',
                 f'{low:.3g}..{high:.3g}',
@@ -130,7 +132,6 @@ class Table:
                 verdict,
             ]
         )
-        return ratio
 
     def _print(self, cells: Sequence[str]) -> None:
         if self._markdown:

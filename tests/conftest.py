@@ -34,6 +34,8 @@ def _strategy(num_replicas):
     devices = [f'CPU:{i}' for i in range(num_replicas)]
     if num_replicas == 1:
         return tf.distribute.OneDeviceStrategy(devices[0])
+    # Two strategies of one process would take each other's collectives for their own.
+    tf.distribute.MirroredStrategy._collective_key_base = 100_000 * num_replicas
     return tf.distribute.MirroredStrategy(devices)
 
 

@@ -28,18 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code. What is nobody's mistake but a bug or a fault is raised.
     """
-    verbosity = logging.INFO
+    logging.set_verbosity(logging.INFO)
     try:
         options = flags.parse(sys.argv[1:] if argv is None else argv)
         if options is None:
             return 0
-        verbosity = options.verbosity
         FLAGS.mark_as_parsed()  # Or absl says that nobody has parsed them.
         logging.use_absl_handler()
-        logging.set_verbosity(verbosity)
         _run(options)
     except (ConfigError, Diverged, Preempted) as error:
-        if verbosity > logging.INFO:
+        if logging.get_verbosity() > logging.INFO:
             traceback.print_exc()
         # Gin appends where the exception passed through it.
         text = getattr(error, 'message', None) or str(error).partition('\n  In call to ')[0]

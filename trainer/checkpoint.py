@@ -188,6 +188,22 @@ class Checkpoints:
             'by accident. To begin again, use another model_dir or remove this folder.'
         )
 
+    def choose(self, step: int | None) -> int:
+        """Returns `step` if there is a checkpoint of it; for None, the newest good one's.
+
+        Raises:
+            ConfigError: there is no such checkpoint.
+        """
+        steps = self.steps()
+        if step in steps:
+            return step
+        newest = self.newest_good() if step is None else None
+        if newest is not None:
+            return newest
+        which, held = ('', '') if step is None else (f' of step {step}', ', '.join(map(str, steps)))
+        mend = f'It holds {held}.' if held else 'Train first, or correct --model_dir.'
+        raise ConfigError(f'{str(self.directory)!r} holds no checkpoint{which}. {mend}')
+
     def read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Returns the tensors (path -> array) and the manifest of a step, all verified.
 

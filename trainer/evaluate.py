@@ -192,17 +192,7 @@ def evaluate(
 def _restore(
     state: State, checkpoints: Checkpoints, step: int | None
 ) -> tuple[int, dict[str, Any]]:
-    steps = checkpoints.steps()
-    if not steps:
-        raise ConfigError(
-            f'{checkpoints.directory} holds no checkpoint. Train first, or correct --model_dir.'
-        )
-    if step is not None and step not in steps:
-        raise ConfigError(
-            f'{checkpoints.directory} holds no checkpoint of step {step}. It holds '
-            f'{", ".join(map(str, steps))}.'
-        )
-    step = steps[-1] if step is None else step
+    step = checkpoints.choose(step)
     tensors, manifest = checkpoints.read(step)
     state.restore(tensors)
     return step, manifest

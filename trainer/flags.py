@@ -66,6 +66,7 @@ def parse(argv: Sequence[str]) -> Options | None:
         ) from None
     except flags.Error as error:
         raise ConfigError(f'{error}. --help lists the flags.') from None
+    logging.set_verbosity(values.verbosity)  # Here, for a mistake that is told below.
     if rest:
         raise ConfigError(f'{rest[0]!r} is not a flag. A file is given as --gin_file={rest[0]}.')
     if values.mode not in MODES:

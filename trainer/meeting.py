@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 import time
 
@@ -163,7 +164,9 @@ async def _join(cluster: Cluster, digest: str, deadline_seconds: float) -> None:
                 asyncio.open_connection(host, port, limit=_LINE_BYTES * 64), min(left, 5.0)
             )
         except (OSError, asyncio.TimeoutError) as error:
-            problem = str(error) or 'it does not answer'
+            # Asyncio hides the system's plain words behind some of its own.
+            plain = os.strerror(error.errno) if (getattr(error, 'errno', 0) or 0) > 0 else ''
+            problem = plain or str(error) or 'it does not answer'
             await asyncio.sleep(min(left, _RETRY_SECONDS))
             continue
         try:

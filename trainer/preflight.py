@@ -47,7 +47,10 @@ def check_labels(data: Data, loss: Callable, output_spec) -> None:
     On a GPU such a label makes the loss NaN without a word. Only sparse cross-entropies on a
     single output are looked at, and only where the source knows the bounds of its labels.
     """
-    sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+    # The bounds may be those of a class that the loss ignores.
+    sparse = (
+        isinstance(loss, keras.losses.SparseCategoricalCrossentropy) and loss.ignore_class is None
+    )
     bounds = data.source.bounds(data.label)
     if not sparse or bounds is None or tf.nest.is_nested(output_spec):
         return

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, nearest
 
 PRECISIONS = {'float32': 'float32', 'bfloat16': 'mixed_bfloat16', 'float16': 'mixed_float16'}
 INITIAL_LOSS_SCALE = 2.0**15
@@ -159,7 +159,23 @@ def _reason(error: Exception) -> str:
     """The sentence that says it, out of what Keras writes around it."""
     lines = re.sub(r'\x1b\[\d*m', '', str(error)).splitlines()
     said = [x for x in lines if x.strip() and not x.startswith('Exception encountered')]
-    return (said or lines or [type(error).__name__])[0]
+    return (said or lines or [type(error).__name__])[0].rstrip('.')
+
+
+def _misfit(built: keras.Model, inputs_spec, error: Exception) -> str:
+    """Says that a model and the data differ; by the shapes alone where the model tells its own."""
+    shapes = tf.nest.map_structure(lambda spec: tuple(spec.shape[1:]), inputs_spec)
+    own = getattr(built, 'input_shape', None)
+    if isinstance(inputs_spec, tf.TensorSpec) and isinstance(own, tuple) and own[1:] != shapes:
+        return (
+            f'The model {built.name!r} takes inputs of shape {own[1:]}, but those of the data are '
+            f'{shapes}. Set INPUT_SHAPE = {shapes}, or change the input of your model.'
+        )
+    return (
+        f'The model {built.name!r} does not accept the inputs of the data, whose shape is '
+        f'{shapes}: {_reason(error)}. Make INPUT_SHAPE, or the input of your model, agree with '
+        'the data; --verbosity=1 shows where it failed.'
+    )
 
 
 def _counter(value: float, dtype: tf.DType) -> tf.Variable:
@@ -203,31 +219,23 @@ def build_model(
             not accept the data.
     """
     if precision not in PRECISIONS:
-        raise ConfigError(f'precision = {precision!r} is none of {", ".join(PRECISIONS)}.')
+        raise ConfigError(
+            f'precision = {precision!r} is none of {", ".join(PRECISIONS)}.'
+            f'{nearest(str(precision), PRECISIONS)}'
+        )
     # Automatic names ('conv2d_1') count up over the life of a process; a checkpoint's must not.
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy(PRECISIONS[precision])
     with strategy.scope() if strategy else contextlib.nullcontext():
-        built = model()
-        if not isinstance(built, keras.Model):
-            raise ConfigError(
-                'The model must be a function or class that returns a keras.Model when called '
-                f'without arguments; {getattr(model, "__name__", model)!r} returned '
-                f'{type(built).__name__}. In gin, write it uncalled: MODEL = @my_model.'
-            )
+        built = _make(model, keras.Model, 'model', 'MODEL = @my_model')
         inputs = tf.nest.map_structure(
             lambda spec: keras.KerasTensor(spec.shape, dtype=spec.dtype.name), inputs_spec
         )
         try:
             outputs = built(inputs, training=False)
         except (ValueError, TypeError) as error:
-            shapes = tf.nest.map_structure(lambda spec: spec.shape.as_list(), inputs_spec)
-            raise ConfigError(
-                f'The model {built.name!r} does not accept the data, whose batches have the shape '
-                f'{shapes}: {_reason(error)} Make INPUT_SHAPE (or the input of your '
-                'model) agree with the data.'
-            ) from error
+            raise ConfigError(_misfit(built, inputs_spec, error)) from error
     return built, outputs
 
 
@@ -265,19 +273,37 @@ def build_state(
     with strategy.scope():
         made = None
         if optimizer is not None:
-            made = optimizer()
-            _check_optimizer(made, optimizer)
+            example = 'OPTIMIZER = @keras.optimizers.Adam'
+            made = _make(optimizer, keras.optimizers.Optimizer, 'optimizer', example)
+            _check_optimizer(made)
             made.build(built.trainable_variables)
         return State(built, made, output_spec, scales_loss=precision == 'float16')
 
 
-def _check_optimizer(made, optimizer) -> None:
-    if not isinstance(made, keras.optimizers.Optimizer):
+def _make(maker, kind: type, what: str, example: str):
+    """Calls what was given uncalled, so that its variables are made here and nowhere else."""
+    given = isinstance(maker, kind) or not callable(maker)
+    name = getattr(maker, '__name__', maker)
+    try:
+        made = maker if given else maker()
+    except ConfigError:
+        raise
+    except ValueError as error:
+        shape = 'INPUT_SHAPE and ' if kind is keras.Model else ''
         raise ConfigError(
-            'The optimizer must be a function or class that returns a Keras optimizer when called '
-            f'without arguments; {getattr(optimizer, "__name__", optimizer)!r} returned '
-            f'{type(made).__name__}. In gin, write it uncalled: OPTIMIZER = @keras.optimizers.Adam.'
+            f'The {what} {name!r} cannot be built: {_reason(error)}. Look at {shape}its '
+            'parameters; --verbosity=1 shows where it failed.'
+        ) from error
+    if given or not isinstance(made, kind):
+        got = f'got {maker!r}' if given else f'{name!r} returned {type(made).__name__}'
+        raise ConfigError(
+            f'The {what} must be a function or class that returns a keras {what} when called '
+            f'without arguments; {got}. In gin, write it uncalled: {example}.'
         )
+    return made
+
+
+def _check_optimizer(made: keras.optimizers.Optimizer) -> None:
     if isinstance(made, keras.optimizers.LossScaleOptimizer):
         raise ConfigError(
             'LossScaleOptimizer decides on the gradients of one replica. Give the optimizer it '

@@ -105,7 +105,8 @@ def train(
         max_skipped: how many non-finite steps in a row end the run.
         log_every, save_every, eval_every, histograms_every: in steps, or as '2 epochs',
             '10 minutes', '30 seconds'. All but histograms also happen at the end.
-        keep: which checkpoints are kept.
+        keep: which checkpoints are kept; the default is `Keep()`. With `Keep.best` a checkpoint
+            is also saved at every step at which its metric is measured.
         asynchronous_saves: whether a thread writes checkpoints while training goes on.
         allow_changes: what may differ from the checkpoint: 'seed', 'global_batch_size',
             'num_examples', 'data_fingerprint'.
@@ -123,7 +124,6 @@ def train(
         Preempted: the process got SIGTERM or SIGINT; the state is saved.
     """
     # ---- What is asked for.
-    tf.config.run_functions_eagerly(run_eagerly)
     check_loss(loss)
     check_batch_size(batch_size, strategy.num_replicas_in_sync, accumulate)
     steps_per_epoch = Fraction(train_data.source.num_examples, batch_size)
@@ -134,9 +134,13 @@ def train(
         'num_examples': train_data.source.num_examples,
         'data_fingerprint': train_data.source.fingerprint,
     }
+    keep = keep or Keep()
     agreement = Agreement(strategy, cluster)
 
     with contextlib.ExitStack() as stack:
+        stack.callback(tf.config.run_functions_eagerly, tf.config.functions_run_eagerly())
+        tf.config.run_functions_eagerly(run_eagerly)
+
         # ---- What is trained.
         stop = stack.enter_context(StopRequest())
         state = build_state(
@@ -235,6 +239,7 @@ def train(
             totals = {name: value.numpy() for name, value in totals.items()}
             now = time.monotonic()
             step += num_steps
+            known_metrics.clear()  # Those of an earlier step would pass for this one's.
             if totals.pop('longest_skip') >= max_skipped:
                 raise Diverged(
                     f'{max_skipped} steps in a row before step {step} were not finite. Lower the '
@@ -263,7 +268,8 @@ def train(
                 values = evaluation(max_steps)
                 known_metrics.update({f'eval/{name}': v for name, v in values.items()})
                 report.evaluation(step, values)
-            if saves.due(step, elapsed) or stopping or step == end:
+            is_candidate = keep.best > 0 and keep.metric in known_metrics
+            if saves.due(step, elapsed) or stopping or step == end or is_candidate:
                 save(step)
             if stopping and step < end:
                 checkpoints.close()

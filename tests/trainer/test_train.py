@@ -106,17 +106,16 @@ def test_a_run_stopped_at_an_odd_step_and_resumed_ends_with_the_bits_of_one_that
 
 
 def test_the_curves_of_a_run_killed_beyond_its_checkpoint_are_those_of_an_undisturbed_one(
-    undisturbed, tmp_path
+    runs, tmp_path
 ):
-    strategy, model_dir, whole = undisturbed
+    strategy, model_dir, whole = runs(1)
     tiny.run(strategy, tmp_path, sample_log=True, histograms_every=12, max_steps=23)
     # What a kill at step 23 leaves: files that are ahead of the newest checkpoint.
     shutil.rmtree(tmp_path / 'checkpoints' / 'step-00000023')
     assert tiny.points(tmp_path / 'train')['loss'][-1][0] == 23
 
-    assert tiny.run(
-        strategy, tmp_path, sample_log=True, histograms_every=12
-    ).state_sha256 == whole.state_sha256
+    last = tiny.run(strategy, tmp_path, sample_log=True, histograms_every=12)
+    assert last.state_sha256 == whole.state_sha256
     assert_increasing(tmp_path)
     expected = curves(model_dir)
     assert {tag for _, tag in expected} > {'loss', 'accuracy', 'learning_rate', 'gradient_norm'}
@@ -224,19 +223,18 @@ def test_another_global_batch_is_refused_with_both_values_unless_it_is_allowed(c
 def test_other_data_of_the_same_size_is_refused(copy):
     strategy, model_dir, _ = copy
     data = Data(tiny.source(30, 9), preprocess=tiny.scale_images)
-    with pytest.raises(ConfigError, match="data_fingerprint = '.*' .now '"):
+    with pytest.raises(ConfigError, match=r"data_fingerprint = '.*' \(now '"):
         tiny.run(strategy, model_dir, train_data=data, steps=42)
 
 
 def test_a_checkpoint_of_another_model_is_refused(copy):
     strategy, model_dir, _ = copy
 
-    def wider():
+    def smaller():
         return keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(tiny.CLASSES)])
 
-    with pytest.raises(ConfigError, match='is of another model or optimizer') as raised:
-        tiny.run(strategy, model_dir, model=wider)
-    assert str(model_dir) not in raised.value.message or 'model_dir/config' in raised.value.message
+    with pytest.raises(ConfigError, match='is of another model or optimizer'):
+        tiny.run(strategy, model_dir, model=smaller)
 
 
 def test_only_the_newest_and_the_best_checkpoints_are_kept(one, tmp_path):
@@ -299,11 +297,11 @@ class Terminates(keras.metrics.SparseCategoricalAccuracy):
         return super().stateless_result(*args, **kwargs)
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(('number', 'replicas'), [(signal.SIGTERM, 2), (signal.SIGINT, 1)])
 def test_a_signal_saves_at_once_and_the_resumed_run_ends_with_the_same_bits(
-    undisturbed, tmp_path, number
+    runs, tmp_path, number, replicas
 ):
-    strategy, _, whole = undisturbed
+    strategy, _, whole = runs(replicas)
     metric = Terminates(name='accuracy')
     metric.number = number
     before = [signal.getsignal(n) for n in StopRequest.signals]
@@ -336,8 +334,9 @@ def test_half_precision_trains_and_resumes_bit_by_bit(one, tmp_path, precision):
     assert parts.state_sha256 == whole.state_sha256
     assert np.isfinite(whole.metrics['train/loss'])
     tensors, _ = Checkpoints(tmp_path / 'whole' / 'checkpoints').read(8)
-    assert tensors['phalanx/skipped'] == 0
-    assert (tensors['phalanx/loss_scale'] > 1) == (precision == 'float16')
+    # The first scale may be too large; each step that shows it is skipped and halves it.
+    begin = 2.0**15 if precision == 'float16' else 1.0
+    assert tensors['phalanx/loss_scale'] == begin / 2.0 ** tensors['phalanx/skipped']
     assert {t.dtype.name for t in tensors.values()} <= {'float32', 'int32', 'int64', 'uint32'}
 
 

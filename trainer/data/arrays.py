@@ -5,6 +5,7 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -100,7 +101,8 @@ def npz(path: str | os.PathLike, split: str | None = None) -> Arrays:
             names = _names_of_split(path, file.files, split)
             arrays = {feature: file[name] for feature, name in names.items()}
     except FileNotFoundError:
-        raise ConfigError(f'The data file {path!r} does not exist.') from None
+        mend = nearest(path, map(str, Path(path).parent.glob('*.npz')))
+        raise ConfigError(f'The data file {path!r} does not exist.{mend}') from None
     except ConfigError:
         raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:

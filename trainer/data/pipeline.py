@@ -70,16 +70,17 @@ def train_batches(
     _check_batch_size(global_batch_size, strategy)
     num_examples = data.source.num_examples
 
-    def batch(step: tf.Tensor, rows: Callable[[tf.Tensor], tf.Tensor]) -> Features:
-        positions = rows(order.positions(step, global_batch_size))
-        ids = order.records(positions, num_examples=num_examples, seed=seed)
+    def ids_at(positions: tf.Tensor) -> tf.Tensor:
+        return order.records(positions, num_examples=num_examples, seed=seed)
+
+    def batch(positions: tf.Tensor, ids: tf.Tensor) -> Features:
         features = _fetch(data, ids)
         if data.augment is not None:
             seeds = order.example_seeds(positions, seed=seed)
-            features = _checked(data.augment(features, seeds), ids.shape[0], 'augment')
+            features = _checked(data.augment(dict(features), seeds), ids.shape[0], 'augment')
         return {**_model_batch(data, features), 'ids': ids}
 
-    return _distribute(data, strategy, global_batch_size, start_step, batch)
+    return _distribute(data, strategy, global_batch_size, start_step, ids_at, batch)
 
 
 def eval_batches(
@@ -107,18 +108,17 @@ def eval_batches(
     num_examples = data.source.num_examples
     num_steps = -(-num_examples // global_batch_size)
 
-    def batch(step: tf.Tensor, rows: Callable[[tf.Tensor], tf.Tensor]) -> Features:
-        ids = rows(order.positions(step % num_steps, global_batch_size))
-        real = ids < num_examples
-        result = _model_batch(data, _fetch(data, tf.minimum(ids, num_examples - 1)))
-        weights = result.get('weights', tf.ones_like(ids, tf.float32))
-        return {
-            **result,
-            'ids': tf.where(real, ids, -1),
-            'weights': tf.where(real, weights, 0.0),
-        }
+    def ids_at(positions: tf.Tensor) -> tf.Tensor:
+        in_pass = positions % (num_steps * global_batch_size)
+        return tf.where(in_pass < num_examples, in_pass, -1)
 
-    return _distribute(data, strategy, global_batch_size, 0, batch), num_steps
+    def batch(positions: tf.Tensor, ids: tf.Tensor) -> Features:
+        del positions
+        result = _model_batch(data, _fetch(data, tf.maximum(ids, 0)))
+        weights = result.get('weights', tf.ones_like(ids, tf.float32))
+        return {**result, 'ids': ids, 'weights': tf.where(ids >= 0, weights, 0.0)}
+
+    return _distribute(data, strategy, global_batch_size, 0, ids_at, batch), num_steps
 
 
 def batch_spec(data: Data) -> dict:
@@ -165,9 +165,10 @@ def _distribute(
     strategy: tf.distribute.Strategy,
     global_batch_size: int,
     start_step: int,
-    batch: Callable[[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]], Features],
+    ids_at: Callable[[tf.Tensor], tf.Tensor],
+    batch: Callable[[tf.Tensor, tf.Tensor], Features],
 ) -> Iterator:
-    """Builds the iterator of batch(step, rows), where rows() cuts out a replica's part."""
+    """Builds the iterator of batch(positions, ids_at(positions)) for each step and replica."""
     num_replicas = strategy.num_replicas_in_sync
     size = global_batch_size // num_replicas
     batch_spec(data)  # Raises for mistakes in `data`, before threads and devices take part.
@@ -175,20 +176,32 @@ def _distribute(
     def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         num_local = num_replicas // context.num_input_pipelines
         first_replica = context.input_pipeline_id * num_local
+        # The order of some batches at a time: its many small operations cost more than its work.
+        together = max(1, min(16, 2048 // size))
 
-        # One element per step and local replica: the strategy deals them out in turn.
+        # One row per step and local replica: the strategy deals them out in turn.
         @tf.autograph.experimental.do_not_convert
-        def element(number: tf.Tensor) -> Features:
-            first = (first_replica + number % num_local) * size
-            return batch(number // num_local, lambda rows: tf.slice(rows, [first], [size]))
+        def rows(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            numbers = number + tf.range(together, dtype=tf.int64)
+            replicas = first_replica + numbers % num_local
+            firsts = numbers // num_local * global_batch_size + replicas * size
+            positions = firsts[:, tf.newaxis] + tf.range(size, dtype=tf.int64)
+            ids = ids_at(tf.reshape(positions, [together * size]))
+            return positions, tf.reshape(ids, [together, size])
 
         options = tf.data.Options()
         # Batches are made side by side; more threads within each would only get in their way.
         options.threading.max_intra_op_parallelism = 1
         options.experimental_warm_start = True
         return (
-            tf.data.Dataset.counter(start_step * num_local)
-            .map(element, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            tf.data.Dataset.counter(start_step * num_local, together)
+            .map(rows)
+            .unbatch()
+            .map(
+                tf.autograph.experimental.do_not_convert(batch),
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
             .prefetch(tf.data.AUTOTUNE)
             .with_options(options)
         )

@@ -20,7 +20,6 @@ from absl import logging
 
 from trainer.checkpoint import Checkpoints
 from trainer.data.pipeline import Data, batch_spec, model_inputs, raw_spec
-from trainer.errors import ConfigError
 from trainer.export import verify
 from trainer.model_dir import ModelDir
 from trainer.state import State, build_model
@@ -60,14 +59,7 @@ def export(
     """
     dirs = ModelDir(model_dir)
     checkpoints = Checkpoints(dirs.checkpoints, writer=False)
-    steps = checkpoints.steps()
-    if not steps or (step is not None and step not in steps):
-        wanted = 'checkpoint' if step is None else f'checkpoint of step {step}'
-        raise ConfigError(
-            f'{dirs.checkpoints} holds no {wanted} (it holds {steps or "none"}). '
-            'Train first, or correct --model_dir.'
-        )
-    step = steps[-1] if step is None else step
+    step = checkpoints.choose(step)
     target = dirs.export / str(step)
     if target.exists():
         logging.info('%s is there already', target)
