@@ -7,7 +7,7 @@ from absl import flags
 
 from launch import local
 from trainer.errors import ConfigError, nearest
-from trainer.flags import parse
+from trainer.flags import parse, reason
 
 VERBS = ('run',)
 
@@ -47,12 +47,12 @@ def _run(argv: list[str]) -> int:
     try:
         rest = own(['phalanx', *argv], known_only=True)[1:]
     except flags.Error as error:
-        raise ConfigError(f'{error}. phalanx --help lists the flags.') from None
+        raise ConfigError(f'{reason(error)}. phalanx --help lists the flags.') from None
     if '--help' in rest or '-h' in rest:
         print(_USAGE)
         return 0
     # A mistake is told once, here, and not by every worker.
-    parse(rest)
+    parse(rest, others=('workers', 'devices_per_worker'))
     if own.devices_per_worker is not None:
         rest.append(f'--gin.strategy.devices_per_worker={own.devices_per_worker}')
     return local.run(rest, workers=own.workers)

@@ -41,11 +41,12 @@ class Options:
     verbosity: int
 
 
-def parse(argv: Sequence[str]) -> Options | None:
+def parse(argv: Sequence[str], others: Sequence[str] = ()) -> Options | None:
     """Parses the command line, without the program's name.
 
     Args:
         argv: the arguments.
+        others: names of the caller's own flags, which a misspelt one may have meant.
 
     Returns:
         The options; None when help was asked for, which is then printed.
@@ -60,12 +61,13 @@ def parse(argv: Sequence[str]) -> Options | None:
     try:
         rest = values(['trainer', *rewrite_gin_flags(argv)])[1:]
     except flags.UnrecognizedFlagError as error:
+        mend = nearest(error.flagname, [*_names(values), *others])
         raise ConfigError(
-            f'Unknown flag --{error.flagname}.{nearest(error.flagname, _names(values))} Settings '
-            'of the configuration are given as --gin.NAME=VALUE; --help lists the flags.'
+            f'Unknown flag --{error.flagname}.{mend} Settings of the configuration '
+            'are given as --gin.NAME=VALUE; --help lists the flags.'
         ) from None
     except flags.Error as error:
-        raise ConfigError(f'{error}. --help lists the flags.') from None
+        raise ConfigError(f'{reason(error)}. --help lists the flags.') from None
     logging.set_verbosity(values.verbosity)  # Here, for a mistake that is told below.
     if rest:
         raise ConfigError(f'{rest[0]!r} is not a flag. A file is given as --gin_file={rest[0]}.')
@@ -84,6 +86,11 @@ def parse(argv: Sequence[str]) -> Options | None:
         values.dry_run,
         values.verbosity,
     )
+
+
+def reason(error: flags.Error) -> str:
+    """Returns what is wrong with a flag's value, without a full stop."""
+    return re.sub('invalid literal for int.*', 'a whole number is wanted', str(error))
 
 
 def rewrite_gin_flags(argv: Sequence[str]) -> list[str]:

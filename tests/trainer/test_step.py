@@ -72,19 +72,19 @@ def num_different(rows):
     return len({row.tobytes() for row in rows})
 
 
-def test_dropout_masks_differ_between_replicas_and_between_steps(strategy):
-    drawn = masks(mask_training(strategy), 3)
+def test_dropout_masks_differ_between_replicas_and_between_steps(make_strategy):
+    drawn = masks(mask_training(make_strategy(4)), 3)
     assert num_different(drawn) == 3 * BATCH
     assert 0.4 < drawn.mean() < 0.6
 
 
-def test_dropout_masks_differ_between_micro_batches(strategy):
-    assert num_different(masks(mask_training(strategy, accumulate=2), 1)) == BATCH
+def test_dropout_masks_differ_between_micro_batches(make_strategy):
+    assert num_different(masks(mask_training(make_strategy(2), accumulate=2), 1)) == BATCH
 
 
-def test_dropout_masks_are_functions_of_seed_and_step_and_of_no_history(strategy):
-    whole = masks(mask_training(strategy), 4)
-    training = mask_training(strategy)
+def test_dropout_masks_are_functions_of_seed_and_step_and_of_no_history(make_strategy):
+    whole = masks(mask_training(make_strategy(2)), 4)
+    training = mask_training(make_strategy(2))
     tf.random.normal([3])
     training.state.model(tf.ones([BATCH, BATCH]), training=True)  # moves the model's generators
     training.start_at(2)
@@ -111,7 +111,7 @@ class Subclassed(keras.Model):
         return self.logits(self.drop(self.norm(x)))
 
 
-def test_layers_know_of_training_even_if_a_subclassed_model_does_not_tell_them(strategy):
+def test_layers_know_of_training_even_if_a_subclassed_model_does_not_tell_them(make_strategy):
     def functional():
         inputs = keras.Input([FEATURES])
         model = Subclassed()
@@ -119,20 +119,21 @@ def test_layers_know_of_training_even_if_a_subclassed_model_does_not_tell_them(s
 
     found = []
     for model in (Subclassed, functional):
-        training = Training(strategy, model, sgd(0.1, momentum=0.9))
+        training = Training(make_strategy(2), model, sgd(0.1, momentum=0.9))
         training.run(3)
         found.append(sorted(value.tobytes() for value in training.variables().values()))
     assert found[0] == found[1]
 
 
-def test_the_same_run_twice_gives_the_same_bits(strategy):
-    runs = [Training(strategy, noisy, sgd(0.1, momentum=0.9)) for _ in range(2)]
+def test_the_same_run_twice_gives_the_same_bits(make_strategy):
+    runs = [Training(make_strategy(2), noisy, sgd(0.1, momentum=0.9)) for _ in range(2)]
     assert runs[0].run(4) == runs[1].run(4)
     assert runs[0].sha256() == runs[1].sha256()
 
 
-def test_how_steps_are_shared_out_among_calls_leaves_the_same_bits(strategy):
-    training = Training(strategy, noisy, sgd(0.1, momentum=0.9))
+@pytest.mark.parametrize('replicas', [1, 2])
+def test_how_steps_are_shared_out_among_calls_leaves_the_same_bits(make_strategy, replicas):
+    training = Training(make_strategy(replicas), noisy, sgd(0.1, momentum=0.9))
     start = training.variables()
     found = set()
     for calls in ([6], [1] * 6, [2, 4]):
@@ -157,11 +158,11 @@ def test_a_loss_that_returns_a_scalar_is_refused(make_strategy, replicas):
         training.run()
 
 
-def test_a_keras_loss_and_the_function_it_wraps_give_the_same_bits(strategy):
+def test_a_keras_loss_and_the_function_it_wraps_give_the_same_bits(make_strategy):
     def function(labels, outputs):
         return keras.losses.sparse_categorical_crossentropy(labels, outputs, from_logits=True)
 
-    found = [Training(strategy, loss=loss) for loss in (LOSS, function)]
+    found = [Training(make_strategy(2), loss=loss) for loss in (LOSS, function)]
     assert found[0].run(3) == found[1].run(3)
     assert found[0].sha256() == found[1].sha256()
 
@@ -179,7 +180,7 @@ def test_a_keras_loss_computes_in_float32_whatever_the_model_does(make_strategy)
 
 
 @pytest.mark.parametrize('damaged', ['image', 'label'])
-def test_a_weight_of_zero_hides_an_example_that_is_nan(strategy, damaged):
+def test_a_weight_of_zero_hides_an_example_that_is_nan(make_strategy, damaged):
     weights = np.ones(EXAMPLES, np.float32)
     weights[[1, 7, 20]] = 0
     changes = {'weight': weights, 'label': np.linspace(0, 1, EXAMPLES)[:, None].astype('float32')}
@@ -194,29 +195,29 @@ def test_a_weight_of_zero_hides_an_example_that_is_nan(strategy, damaged):
         error = keras.metrics.MeanAbsoluteError(name='error')
         data = make_data(values, weight='weight')
         training = Training(
-            strategy, one, data=data, loss=keras.losses.MeanSquaredError(), metrics=[error]
+            make_strategy(2), one, data=data, loss=keras.losses.MeanSquaredError(), metrics=[error]
         )
         found.append({**training.run(3), **training.variables()})
     assert found[1]['phalanx/skipped'] == 0
     assert_close(found[1], found[0])
 
 
-def test_a_batch_of_zero_weights_changes_no_weight(strategy):
+def test_a_batch_of_zero_weights_changes_no_weight(make_strategy):
     data = make_data({'weight': np.zeros(EXAMPLES)}, weight='weight')
-    training = Training(strategy, data=data)
+    training = Training(make_strategy(2), data=data)
     before = training.weights()
     assert training.run(2) == {'loss': 0.0, 'gradient_norm': 0.0}
     assert_equal(training.weights(), before)
     assert training.state.skipped.numpy() == 0
 
 
-@pytest.mark.parametrize('accumulate', [1, 2])
-def test_penalties_count_once_whatever_the_number_of_replicas(strategy, accumulate):
+@pytest.mark.parametrize(('replicas', 'accumulate'), [(1, 1), (2, 1), (4, 1), (2, 2)])
+def test_penalties_count_once_whatever_the_number_of_replicas(make_strategy, replicas, accumulate):
     def model():
         l2 = keras.regularizers.L2(0.5)
         return keras.Sequential([layers.Dense(3, use_bias=False, kernel_regularizer=l2)])
 
-    training = Training(strategy, model, loss=no_loss, accumulate=accumulate)
+    training = Training(make_strategy(replicas), model, loss=no_loss, accumulate=accumulate)
     (before,) = training.weights().values()
     result = training.run()
     (after,) = training.weights().values()
@@ -225,7 +226,7 @@ def test_penalties_count_once_whatever_the_number_of_replicas(strategy, accumula
 
 
 @pytest.mark.parametrize('weighted', [False, True])
-def test_what_a_keras_mask_leaves_out_counts_in_neither_loss_nor_metrics(strategy, weighted):
+def test_what_a_keras_mask_leaves_out_counts_in_neither_loss_nor_metrics(make_strategy, weighted):
     rng = np.random.default_rng(1)
     words = rng.integers(1, 6, (BATCH, 4)) * (np.arange(4) < np.arange(BATCH)[:, None] % 5)
     labels = rng.integers(0, CLASSES, words.shape)
@@ -240,7 +241,7 @@ def test_what_a_keras_mask_leaves_out_counts_in_neither_loss_nor_metrics(strateg
         return keras.Sequential([layers.Embedding(6, 3, mask_zero=True), layers.Dense(CLASSES)])
 
     accuracy = keras.metrics.SparseCategoricalAccuracy(name='accuracy')
-    training = Training(strategy, model, data=data, metrics=[accuracy])
+    training = Training(make_strategy(2), model, data=data, metrics=[accuracy])
     outputs = training.state.model(words).numpy()
     losses = LOSS.call(labels, outputs).numpy()
     counts = (words > 0) * (weights[:, None] if weighted else 1)
@@ -250,13 +251,10 @@ def test_what_a_keras_mask_leaves_out_counts_in_neither_loss_nor_metrics(strateg
     np.testing.assert_allclose(result['accuracy'], np.average(right, weights=counts), rtol=1e-5)
 
 
-@pytest.mark.parametrize('replicas', [1, 2])
-def test_a_class_that_the_loss_ignores_counts_neither_above_nor_below_the_line(
-    make_strategy, replicas
-):
+def test_a_class_that_the_loss_ignores_counts_neither_above_nor_below_the_line(make_strategy):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=1)
     data = Data(Arrays(arrays(BATCH)))
-    training = Training(make_strategy(replicas), data=data, loss=loss)
+    training = Training(make_strategy(2), data=data, loss=loss)
     outputs = training.state.model(arrays(BATCH)['image'])
     expected = float(loss(arrays(BATCH)['label'], outputs))
     assert (arrays(BATCH)['label'] == 1).any()
@@ -266,7 +264,7 @@ def test_a_class_that_the_loss_ignores_counts_neither_above_nor_below_the_line(
 def test_micro_batches_give_what_the_full_batch_gives(make_strategy):
     expected = Training(make_strategy(1), optimizer=sgd(0.1, momentum=0.9))
     losses = expected.run(3)
-    for replicas, accumulate in ((1, 2), (1, 8), (2, 4), (4, 2)):
+    for replicas, accumulate in ((1, 2), (2, 4), (4, 2)):
         training = Training(
             make_strategy(replicas), optimizer=sgd(0.1, momentum=0.9), accumulate=accumulate
         )
@@ -277,13 +275,11 @@ def test_micro_batches_give_what_the_full_batch_gives(make_strategy):
 # ---- Metrics and reports.
 
 
-@pytest.mark.parametrize('weighted', [False, True])
-def test_metrics_are_those_of_keras_over_all_examples(strategy, weighted):
+@pytest.mark.parametrize(('replicas', 'weighted'), [(1, False), (2, True), (4, False)])
+def test_metrics_are_those_of_keras_over_all_examples(make_strategy, replicas, weighted):
     weights = np.arange(EXAMPLES).astype(np.float32) % 5
     labels = (arrays()['label'] % 2).astype(np.float32)[:, None]
-    data = make_data(
-        {'weight': weights, 'label': labels}, weight='weight' if weighted else None
-    )
+    data = make_data({'weight': weights, 'label': labels}, weight='weight' if weighted else None)
 
     def model():
         return keras.Sequential([layers.Dense(1, activation='sigmoid')])
@@ -296,7 +292,9 @@ def test_metrics_are_those_of_keras_over_all_examples(strategy, weighted):
         ]
 
     loss = keras.losses.BinaryCrossentropy()
-    training = Training(strategy, model, sgd(0.0), data, loss=loss, metrics=metrics())
+    training = Training(
+        make_strategy(replicas), model, sgd(0.0), data, loss=loss, metrics=metrics()
+    )
     outputs = training.state.model(arrays()['image'])
     totals = [training.totals(num_steps) for num_steps in (1, 2)]
     results = training.step.results({key: totals[0][key] + totals[1][key] for key in totals[0]})
@@ -359,22 +357,22 @@ def test_global_clipnorm_is_the_norm_of_the_whole_update(strategy):
     np.testing.assert_allclose(norm, 0.01, rtol=1e-4)
 
 
-def test_clipnorm_is_the_norm_of_the_update_of_each_variable(strategy):
-    update = update_of(Training(strategy, optimizer=sgd(1.0, clipnorm=0.01)))
+@pytest.mark.parametrize('replicas', [1, 4])
+def test_clipnorm_is_the_norm_of_the_update_of_each_variable(make_strategy, replicas):
+    update = update_of(Training(make_strategy(replicas), optimizer=sgd(1.0, clipnorm=0.01)))
     norms = [np.linalg.norm(value) for value in update.values()]
     np.testing.assert_allclose(norms, [0.01] * 2, rtol=1e-4)
 
 
-def test_clipvalue_is_the_greatest_element_of_the_update(strategy):
-    update = update_of(Training(strategy, optimizer=sgd(1.0, clipvalue=0.01)))
+@pytest.mark.parametrize('replicas', [1, 4])
+def test_clipvalue_is_the_greatest_element_of_the_update(make_strategy, replicas):
+    update = update_of(Training(make_strategy(replicas), optimizer=sgd(1.0, clipvalue=0.01)))
     np.testing.assert_allclose(max(abs(v).max() for v in update.values()), 0.01, rtol=1e-4)
 
 
 @pytest.mark.parametrize('replicas', [1, 2])
 def test_weight_decay_is_applied_once(make_strategy, replicas):
-    training = Training(
-        make_strategy(replicas), optimizer=sgd(0.1, weight_decay=0.5), loss=no_loss
-    )
+    training = Training(make_strategy(replicas), optimizer=sgd(0.1, weight_decay=0.5), loss=no_loss)
     before = training.weights()
     training.run()
     expected = {path: value * (1 - 0.1 * 0.5) for path, value in before.items()}
@@ -383,9 +381,7 @@ def test_weight_decay_is_applied_once(make_strategy, replicas):
 
 @pytest.mark.parametrize('replicas', [1, 2])
 def test_averages_of_the_weights_follow_them(make_strategy, replicas):
-    training = Training(
-        make_strategy(replicas), optimizer=sgd(0.5, use_ema=True, ema_momentum=0.9)
-    )
+    training = Training(make_strategy(replicas), optimizer=sgd(0.5, use_ema=True, ema_momentum=0.9))
     training.run()
     average = training.weights()  # Keras begins the average with the weights after step 1.
     for _ in range(3):
@@ -445,8 +441,9 @@ def poisoned(steps, value=np.nan):
     return Data(Arrays({**arrays(2 * BATCH), 'image': images}))
 
 
-def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(strategy):
-    training = Training(strategy, noisy, keras.optimizers.Adam, poisoned([1]))
+@pytest.mark.parametrize('replicas', [1, 4])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(make_strategy, replicas):
+    training = Training(make_strategy(replicas), noisy, keras.optimizers.Adam, poisoned([1]))
     training.run()
     before = training.variables()
     totals = training.totals()
@@ -456,8 +453,8 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(strategy):
     assert (totals['finite_steps'], totals['longest_skip'], totals['loss']) == (0, 1, 0)
 
 
-def test_a_run_goes_on_after_steps_that_were_not_finite(strategy):
-    training = Training(strategy, noisy, sgd(0.1, momentum=0.9), poisoned([0]))
+def test_a_run_goes_on_after_steps_that_were_not_finite(make_strategy):
+    training = Training(make_strategy(2), noisy, sgd(0.1, momentum=0.9), poisoned([0]))
     before = training.weights()
     result = training.run(7)
     assert np.isfinite(list(result.values())).all()
@@ -468,9 +465,9 @@ def test_a_run_goes_on_after_steps_that_were_not_finite(strategy):
     assert all(np.isfinite(v).all() and (v != before[p]).any() for p, v in after.items())
 
 
-def test_skipped_steps_in_a_row_are_counted_across_calls(strategy):
+def test_skipped_steps_in_a_row_are_counted_across_calls(make_strategy):
     images = np.full_like(arrays()['image'], np.inf)
-    training = Training(strategy, data=make_data({'image': images}))
+    training = Training(make_strategy(2), data=make_data({'image': images}))
     assert [training.totals(n)['longest_skip'] for n in (2, 3)] == [2, 5]
     assert training.state.skipped_in_row.numpy() == 5
     training.data = make_data()
@@ -484,9 +481,10 @@ def test_skipped_steps_in_a_row_are_counted_across_calls(strategy):
 # ---- Precision.
 
 
-def test_an_overflow_on_one_replica_is_skipped_on_all_and_halves_the_scale(strategy):
+@pytest.mark.parametrize('replicas', [2, 4])
+def test_an_overflow_on_one_replica_is_skipped_on_all_and_halves_the_scale(make_strategy, replicas):
     data = poisoned([0], value=1e4)  # finite, but not once it is multiplied by the loss scale
-    training = Training(strategy, precision='float16', data=data)
+    training = Training(make_strategy(replicas), precision='float16', data=data)
     before = training.weights()
     training.run()
     assert training.state.skipped.numpy() == 1
@@ -504,9 +502,9 @@ def test_an_overflow_on_one_replica_is_skipped_on_all_and_halves_the_scale(strat
         assert all(other.tobytes() == first.tobytes() for other in others)
 
 
-def test_the_loss_scale_doubles_after_a_row_of_finite_steps(strategy, monkeypatch):
+def test_the_loss_scale_doubles_after_a_row_of_finite_steps(make_strategy, monkeypatch):
     monkeypatch.setattr(step_module, 'LOSS_SCALE_GROWTH_STEPS', 3)
-    training = Training(strategy, precision='float16')
+    training = Training(make_strategy(2), precision='float16')
     scales = []
     for _ in range(7):
         training.run()
@@ -521,8 +519,8 @@ def test_the_loss_scale_does_not_show_in_the_results(make_strategy):
     assert_close(half, full, rtol=1e-2)
 
 
-def test_bfloat16_trains_float32_weights(strategy):
-    training = Training(strategy, optimizer=sgd(0.5), precision='bfloat16')
+def test_bfloat16_trains_float32_weights(make_strategy):
+    training = Training(make_strategy(2), optimizer=sgd(0.5), precision='bfloat16')
     assert training.state.model.layers[0].compute_dtype == 'bfloat16'
     assert {v.dtype for v in training.weights().values()} == {np.dtype('float32')}
     first, last = training.run()['loss'], training.run(60) and training.run()['loss']
@@ -533,18 +531,19 @@ def test_bfloat16_trains_float32_weights(strategy):
 # ---- Batch normalisation.
 
 
-def test_batch_statistics_are_the_mean_over_replicas_and_the_same_on_all(strategy):
+@pytest.mark.parametrize('replicas', [2, 4])
+def test_batch_statistics_are_the_mean_over_replicas_and_the_same_on_all(make_strategy, replicas):
     def model():
         return keras.Sequential(
             [layers.BatchNormalization(momentum=0.9, name='norm'), layers.Dense(CLASSES)]
         )
 
-    training = Training(strategy, model)
+    training = Training(make_strategy(replicas), model)
     images = arrays()['image']
     mean, variance = np.zeros(FEATURES), np.ones(FEATURES)
     for step in range(3):
         training.run()
-        parts = np.split(images[ids_of_step(step)], strategy.num_replicas_in_sync)
+        parts = np.split(images[ids_of_step(step)], replicas)
         mean = 0.9 * mean + 0.1 * np.mean([part.mean(0) for part in parts], 0)
         variance = 0.9 * variance + 0.1 * np.mean([part.var(0) for part in parts], 0)
         found = {v.name: training.copies(v) for v in training.state.moving}
@@ -568,8 +567,7 @@ def regularised():
     )
 
 
-@pytest.mark.parametrize('accumulate', [1, 2])
-@pytest.mark.parametrize('replicas', [1, 2])
+@pytest.mark.parametrize(('replicas', 'accumulate'), [(1, 1), (2, 2)])
 def test_xla_gives_what_tensorflow_gives(make_strategy, replicas, accumulate):
     found = []
     for jit_compile in (False, True):

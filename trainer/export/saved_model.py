@@ -25,8 +25,9 @@ from trainer.model_dir import ModelDir
 from trainer.state import State, build_model
 
 _EXAMPLES = 8
-# The fresh process may use other threads and kernels: the last bits may differ.
-_TOLERANCE = 1e-4
+# The fresh process may use other threads and kernels: the last bits may differ, which in half
+# precision are not far from the first.
+_TOLERANCE = {'float32': 1e-4, 'float16': 1e-2, 'bfloat16': 5e-2}
 
 
 def export(
@@ -51,7 +52,8 @@ def export(
 
     Returns:
         The directory of the SavedModel. Its signature `serving_default` maps the raw features
-        [batch, ...] to 'outputs', or to the names of a model with several outputs.
+        [batch, ...] to 'outputs', or to the names of a model with several outputs; 'output_0',
+        'output_1', ... where they have none.
 
     Raises:
         ConfigError: there is no such checkpoint, or it is of another model.
@@ -74,6 +76,8 @@ def export(
 
         def serve(features):
             outputs = built(model_inputs(data, features), training=False)
+            if isinstance(outputs, list | tuple):
+                return {f'output_{i}': output for i, output in enumerate(outputs)}
             return outputs if isinstance(outputs, dict) else {'outputs': outputs}
 
         archive = keras.export.ExportArchive()
@@ -88,14 +92,14 @@ def export(
         aside = Path(tempfile.mkdtemp(prefix=f'.tmp-{step}-', dir=dirs.export))
         try:
             archive.write_out(aside / 'model', verbose=False)
-            _prove(aside, serve, data)
+            _prove(aside, tf.function(serve), data, _TOLERANCE[precision])
             os.rename(aside / 'model', target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return target
 
 
-def _prove(aside: Path, serve: Callable, data: Data) -> None:
+def _prove(aside: Path, serve: Callable, data: Data, tolerance: float) -> None:
     """Compares the SavedModel in a fresh process with `serve` here, on the first examples."""
     count = min(_EXAMPLES, data.source.num_examples)
     examples = data.source.fetch(tf.range(count, dtype=tf.int64))
@@ -104,7 +108,7 @@ def _prove(aside: Path, serve: Callable, data: Data) -> None:
     outputs = {name: v.numpy().astype(np.float32) for name, v in serve(features).items()}
     np.savez(aside / 'outputs.npz', **outputs)
     # By its path: the file alone, so that nothing of Phalanx is imported there.
-    command = [sys.executable, verify.__file__, os.fspath(aside), str(_TOLERANCE)]
+    command = [sys.executable, verify.__file__, os.fspath(aside), str(tolerance)]
     hidden = {'TF_CONFIG': '', 'CUDA_VISIBLE_DEVICES': '-1'}
     environment = {k: v for k, v in {**os.environ, **hidden}.items() if v}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

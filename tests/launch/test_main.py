@@ -1,0 +1,80 @@
+import subprocess
+import sys
+
+import pytest
+
+from launch.__main__ import main
+from tests.processes import environment
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        (['rum'], "'rum' is not a verb of phalanx (run). Did you mean 'run'?"),
+        (['--workers=2'], "'--workers=2' is not a verb of phalanx (run)."),
+        (
+            ['run', '--wrokers=2'],
+            "Unknown flag --wrokers. Did you mean 'workers'? Settings of the configuration are "
+            'given as --gin.NAME=VALUE; --help lists the flags.',
+        ),
+        (
+            ['run', '--gin_fle=runs/digits.gin'],
+            "Unknown flag --gin_fle. Did you mean 'gin_file'? Settings of the configuration are "
+            'given as --gin.NAME=VALUE; --help lists the flags.',
+        ),
+        (
+            ['run', '--workers=two'],
+            'flag --workers=two: a whole number is wanted. phalanx --help lists the flags.',
+        ),
+        (
+            ['run', '--workers=0'],
+            'flag --workers=0: 0 is not a positive integer. phalanx --help lists the flags.',
+        ),
+        (
+            ['run', '--devices_per_worker=0'],
+            'flag --devices_per_worker=0: 0 is not a positive integer. phalanx --help lists the '
+            'flags.',
+        ),
+        (
+            ['run', '--mode=trian'],
+            '--mode=trian is none of train, evaluate, train_and_evaluate, export. Did you mean '
+            "'train'?",
+        ),
+        (
+            ['run', 'runs/digits.gin'],
+            "'runs/digits.gin' is not a flag. A file is given as --gin_file=runs/digits.gin.",
+        ),
+        (['run', '--gin.STEPS'], '--gin.STEPS has no value. Write --gin.STEPS=VALUE.'),
+    ],
+)
+def test_a_mistake_is_told_once_before_any_worker_starts(capsys, argv, message):
+    assert main(argv) == 2
+    assert capsys.readouterr() == ('', f'phalanx: {message}\n')
+
+
+@pytest.mark.parametrize('argv', [[], ['--help'], ['help'], ['run', '--help'], ['run', '-h']])
+def test_help(capsys, argv):
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith('usage: phalanx run ')
+    assert not err
+
+
+def test_the_launcher_does_not_wait_for_tensorflow():
+    program = """
+import sys
+from launch.__main__ import main
+code = main(sys.argv[1:])
+assert not {'tensorflow', 'keras', 'numpy'} & set(sys.modules)
+sys.exit(code)
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', program, 'run', '--mode=trian'],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith('phalanx: --mode=trian is none of ')
+    assert done.stderr.count('\n') == 1

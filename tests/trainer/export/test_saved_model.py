@@ -1,0 +1,204 @@
+"""Exported models serve raw features to who has nothing but TensorFlow, or are not put in place."""
+
+import functools
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.processes import environment
+from tests.trainer import tiny
+from trainer.checkpoint import Checkpoints
+from trainer.data.arrays import Arrays
+from trainer.data.pipeline import Data, batch_spec, model_inputs, raw_spec
+from trainer.export import verify
+from trainer.export.saved_model import export
+from trainer.models.mlp import mlp
+from trainer.state import State, build_model
+
+SERVE = """
+import sys
+import numpy as np
+import tensorflow as tf
+for directory in sys.argv[1:]:
+    served = tf.saved_model.load(directory).signatures['serving_default']
+    with np.load(directory + '.npz') as raw:
+        outputs = served(**{name: tf.constant(raw[name]) for name in raw.files})
+    np.savez(directory + '.out.npz', **{name: value.numpy() for name, value in outputs.items()})
+assert not {'keras', 'trainer', 'gin'} & set(sys.modules), 'more than TensorFlow was imported'
+"""
+
+
+def two_headed():
+    layers = keras.layers
+    image, mark = layers.Input((4, 4, 1), name='image'), layers.Input((2,), name='mark')
+    x = layers.Concatenate()([layers.Flatten()(image), mark])
+    x = layers.Dropout(0.5)(layers.Dense(8, activation='relu')(x))
+    outputs = {'logits': layers.Dense(tiny.CLASSES)(x), 'size': layers.Dense(1)(x)}
+    return keras.Model({'image': image, 'mark': mark}, outputs)
+
+
+def two_losses(labels, outputs):
+    own = keras.losses.sparse_categorical_crossentropy(labels, outputs['logits'], from_logits=True)
+    return own + tf.square(outputs['size'][:, 0])
+
+
+def listed():
+    image = keras.layers.Input((4, 4, 1))
+    x = keras.layers.Flatten()(image)
+    return keras.Model(image, [keras.layers.Dense(3)(x), keras.layers.Dense(1)(x)])
+
+
+def named_data():
+    rng = np.random.default_rng(0)
+    arrays = {
+        'image': rng.integers(0, 256, (20, 4, 4, 1)).astype(np.uint8),
+        'mark': rng.normal(size=(20, 2)).astype(np.float32),
+        'label': rng.integers(0, tiny.CLASSES, 20),
+        'weight': rng.random(20).astype(np.float32),
+    }
+    return Data(
+        Arrays(arrays), inputs=('image', 'mark'), weight='weight', preprocess=tiny.scale_images
+    )
+
+
+# Name -> what differs from the tiny run.
+MODELS = {
+    'sequential': {},
+    'bfloat16': {'precision': 'bfloat16'},
+    'subclassed': {'model': functools.partial(mlp, tiny.CLASSES, units=8)},
+    'named inputs and outputs': {
+        'model': two_headed,
+        'train_data': named_data(),
+        'loss': two_losses,
+    },
+    'a list of outputs': {
+        'model': listed,
+        'loss': lambda labels, outputs: tf.abs(outputs[0][:, 0] - outputs[1][:, 0]),
+    },
+}
+
+
+def trained(strategy, model_dir, **changes):
+    """Trains two steps; returns what `export` is to be given."""
+    changes = {'steps': 2, 'eval_data': None, 'metrics': [], **changes}
+    tiny.run(strategy, model_dir, **changes)
+    return {
+        'model_dir': str(model_dir),
+        'model': changes.get('model', tiny.model),
+        'data': changes.get('train_data', tiny.train_data()),
+        'precision': changes.get('precision', 'float32'),
+    }
+
+
+def own_outputs(arguments, features):
+    """The outputs of the trained model itself, from its last checkpoint."""
+    data, precision = arguments['data'], arguments['precision']
+    spec = batch_spec(data)['inputs']
+    built, output_spec = build_model(arguments['model'], spec, precision=precision)
+    checkpoints = Checkpoints(f'{arguments["model_dir"]}/checkpoints', writer=False)
+    State(built, None, output_spec).restore(checkpoints.read(checkpoints.choose(None))[0])
+    outputs = built(model_inputs(data, features), training=False)
+    if isinstance(outputs, list):
+        return {f'output_{i}': value for i, value in enumerate(outputs)}
+    return outputs if isinstance(outputs, dict) else {'outputs': outputs}
+
+
+@pytest.mark.slow
+def test_exports_serve_raw_features_with_tensorflow_alone(make_strategy, tmp_path):
+    expected, saved = {}, []
+    for replicas, (name, changes) in zip((2, 1, 2, 1, 1), MODELS.items(), strict=True):
+        model_dir = tmp_path / name
+        arguments = trained(make_strategy(replicas), model_dir, **changes)
+        litter = model_dir / 'export' / '.tmp-2-killed'
+        litter.mkdir(parents=True)
+        path = export(**arguments)
+        assert path == model_dir / 'export' / '2'
+        assert [p.name for p in path.parent.iterdir()] == ['2'], 'litter is left'
+        data = arguments['data']
+        examples = data.source.fetch(tf.range(7, dtype=tf.int64))
+        raw = {key: examples[key] for key in raw_spec(data)}
+        assert 'label' not in raw
+        assert raw['image'].dtype == tf.uint8
+        expected[path] = own_outputs(arguments, raw)
+        np.savez(f'{path}.npz', **{key: value.numpy() for key, value in raw.items()})
+        saved.append(str(path))
+    done = subprocess.run(
+        [sys.executable, '-c', SERVE, *saved],
+        env=environment(PYTHONPATH=''),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for path, outputs in expected.items():
+        with np.load(f'{path}.out.npz') as served:
+            assert set(served.files) == set(outputs)
+            for key, value in outputs.items():
+                own = tf.cast(value, tf.float32).numpy()
+                bound = 0.05 if 'bfloat16' in str(path) else 1e-4
+                np.testing.assert_allclose(served[key], own, rtol=bound, atol=bound)
+
+
+@pytest.mark.slow
+def test_an_export_that_would_serve_something_else_is_refused_and_leaves_nothing(
+    make_strategy, tmp_path
+):
+    def preprocess(features):
+        # A newcomer's mistake: drawn when the graph is traced, and again at each eager call.
+        return {'image': tf.cast(features['image'], tf.float32) * np.random.uniform()}
+
+    data = Data(tiny.source(30, 0), preprocess=preprocess)
+    arguments = trained(make_strategy(1), tmp_path, train_data=data)
+    with pytest.raises(RuntimeError, match=r'SavedModel was refused: .* differs from'):
+        export(**arguments)
+    assert not list((tmp_path / 'export').iterdir())
+
+
+def test_an_export_that_is_there_is_kept(make_strategy, tmp_path):
+    arguments = trained(make_strategy(1), tmp_path)
+    there = tmp_path / 'export' / '2'
+    there.mkdir()
+    (there / 'saved_model.pb').write_text('mine')
+    assert export(**arguments) == there
+    assert [p.name for p in there.iterdir()] == ['saved_model.pb']
+    assert (there / 'saved_model.pb').read_text() == 'mine'
+
+
+class Double(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.uint8, 'x')])
+    def serve(self, x):
+        return {'outputs': 2.0 * tf.cast(x, tf.float32)}
+
+
+@pytest.fixture
+def aside(tmp_path):
+    """A folder as `export` hands it to the proof: the model, features and right outputs."""
+    double = Double()
+    tf.saved_model.save(double, str(tmp_path / 'model'), {'serving_default': double.serve})
+    np.savez(tmp_path / 'features.npz', x=np.array([1, 2, 200], np.uint8))
+    np.savez(tmp_path / 'outputs.npz', outputs=np.array([2.0, 4.0, 400.0], np.float32))
+    return tmp_path
+
+
+def test_the_proof_accepts_what_is_right(aside, capsys):
+    assert verify.main(str(aside), 1e-4) == 0
+    assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize(
+    ('outputs', 'message'),
+    [
+        ({'outputs': [2.0, 4.0, 401.0]}, "'outputs' differs from the trained model by 1\n"),
+        ({'outputs': [2.0, 4.0, np.nan]}, "'outputs' differs from the trained model by nan\n"),
+        ({'logits': [2.0]}, "the signature does not return 'logits', but ['outputs']\n"),
+    ],
+)
+def test_the_proof_refuses_what_differs(aside, capsys, outputs, message):
+    arrays = {name: np.array(values, np.float32) for name, values in outputs.items()}
+    np.savez(aside / 'outputs.npz', **arrays)
+    assert verify.main(str(aside), 1e-4) == 1
+    assert capsys.readouterr().out == message
