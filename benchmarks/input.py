@@ -12,6 +12,8 @@ import functools
 from collections.abc import Callable, Iterator
 
 import pairs
+
+# isort: split
 import numpy as np
 import tensorflow as tf
 
@@ -46,7 +48,7 @@ def images_a_second(make_iterator: Callable[[], Iterator], count: int) -> float:
     """
     iterator = make_iterator()
     fetch(iterator, tf.constant(WARM_UP))
-    return pairs.rate(lambda: fetch(iterator, tf.constant(count)), count * BATCH_SIZE)()
+    return pairs.rate(count * BATCH_SIZE, fetch, iterator, tf.constant(count))()
 
 
 @tf.function(reduce_retracing=True)
@@ -76,7 +78,7 @@ def main() -> None:
         dataset = usual(images, labels, batch_first=batch_first)
         taken = pairs.alternate(
             functools.partial(images_a_second, ours, count),
-            functools.partial(images_a_second, lambda d=dataset: iter(d), count),
+            functools.partial(images_a_second, functools.partial(iter, dataset), count),
             rounds=options.rounds,
         )
         table.row(f'against {what}', *taken, 'images/s', '>= 5')

@@ -10,9 +10,10 @@ whichever is fastest here. Op determinism, Phalanx's default, is on for all of t
 
 import functools
 import itertools
-import time
 
 import pairs
+
+# isort: split
 import keras
 import numpy as np
 import tensorflow as tf
@@ -136,49 +137,38 @@ def fastest_fit(*how):
     return best, timed[best][1]
 
 
-def against_bare(table, strategies, rounds: int, builds: int) -> None:
-    cases = itertools.product(MODELS.items(), ('1 device', '2 devices'))
-    for (name, (model, rows)), devices in cases:
-        strategy, shape = strategies[devices], (rows, rows, 1)
-        data = Data(Arrays(arrays(rows)), preprocess=scale_images)
-        batches = train_batches(data, strategy, seed=0, global_batch_size=BATCH_SIZE, start_step=0)
-        taken = [[], []]
-        # Two loops of the same code differ by some percent, depending on where they lie.
-        for _ in range(builds):
-            ours = our_loop(strategy, model, shape, batches)
-            bare = bare_loop(strategy, model, shape, batches)
-            for take in (ours, bare):
-                take(10)
-            steps = max(1, round(50 * SECONDS_PER_CALL / pairs.seconds(lambda: bare(50))()))
-            more = pairs.alternate(
-                pairs.rate(lambda: ours(steps), steps),
-                pairs.rate(lambda: bare(steps), steps),
-                rounds=rounds,
-            )
-            taken = [old + new for old, new in zip(taken, more, strict=True)]
-        table.row(f'{name}, {devices}', *taken, 'steps/s', '>= 0.97')
+def against_bare(
+    strategy, model, rows: int, steps: int | None, rounds: int, builds: int
+) -> list[list[float]]:
+    """Returns steps a second of Phalanx and of the bare loop, in calls of `steps` or a second."""
+    shape = (rows, rows, 1)
+    data = Data(Arrays(arrays(rows)), preprocess=scale_images)
+    batches = train_batches(data, strategy, seed=0, global_batch_size=BATCH_SIZE, start_step=0)
+    taken: list[list[float]] = [[], []]
+    # Two loops of the same code can differ by some percent, so several of each are built.
+    for _ in range(builds):
+        loops = [make(strategy, model, shape, batches) for make in (our_loop, bare_loop)]
+        for take in loops:
+            take(50)
+        if steps is None:
+            quickest = min(pairs.seconds(loops[1], 50)() for _ in range(3))
+            steps = max(1, round(50 * SECONDS_PER_CALL / quickest))
+        takes = [pairs.rate(steps, take, steps) for take in loops]
+        for old, new in zip(taken, pairs.alternate(*takes, rounds=rounds), strict=True):
+            old += new
+    return taken
 
 
-def against_fit(table, strategies, rounds: int) -> None:
-    cases = [
-        ('tiny', '1 device', 1, '>= 1.5'),
-        ('tiny', '2 devices', 1, '>= 1.5'),
-        ('tiny', '1 device', 100, ''),
-        ('CNN', '1 device', 1, ''),
-    ]
-    for name, devices, steps_per_execution, target in cases:
-        (model, rows), strategy = MODELS[name], strategies[devices]
-        features = arrays(rows)
-        data = Data(Arrays(features), preprocess=scale_images)
-        batches = train_batches(data, strategy, seed=0, global_batch_size=BATCH_SIZE, start_step=0)
-        ours = our_loop(strategy, model, (rows, rows, 1), batches)
-        how, fit = fastest_fit(strategy, model, features, steps_per_execution)
-        steps = -(-len(features['label']) // BATCH_SIZE)
-        taken = pairs.alternate(
-            pairs.rate(lambda: ours(steps), steps), pairs.rate(fit, steps), rounds=rounds
-        )
-        many = f', {steps_per_execution} steps/execution' if steps_per_execution > 1 else ''
-        table.row(f'{name}, {devices} (fit: {how}{many})', *taken, 'steps/s', target)
+def against_fit(strategy, model, rows: int, steps_per_execution: int, rounds: int):
+    """Returns what fit was given, and steps a second of Phalanx and of fit."""
+    features = arrays(rows)
+    data = Data(Arrays(features), preprocess=scale_images)
+    batches = train_batches(data, strategy, seed=0, global_batch_size=BATCH_SIZE, start_step=0)
+    ours = our_loop(strategy, model, (rows, rows, 1), batches)
+    how, fit = fastest_fit(strategy, model, features, steps_per_execution)
+    steps = -(-len(features['label']) // BATCH_SIZE)
+    takes = pairs.rate(steps, ours, steps), pairs.rate(steps, fit)
+    return how, pairs.alternate(*takes, rounds=rounds)
 
 
 MODELS = {'tiny': (tiny, 8), 'CNN': (functools.partial(cnn, 10), 28)}
@@ -194,9 +184,25 @@ def main() -> None:
     table = pairs.Table(
         'Training loop, against a loop by hand', 'Phalanx', 'by hand', markdown=options.markdown
     )
-    against_bare(table, strategies, options.rounds, options.builds)
+    cases = [*itertools.product(MODELS, ('1 device', '2 devices'), (None,))]
+    for name, devices, steps in [*cases, ('tiny', '1 device', 100)]:
+        taken = against_bare(
+            strategies[devices], *MODELS[name], steps, options.rounds, options.builds
+        )
+        calls = f', calls of {steps} steps' if steps else ''
+        table.row(f'{name}, {devices}{calls}', *taken, 'steps/s', '>= 0.97')
     table = pairs.Table('Training loop, against fit', 'Phalanx', 'fit', markdown=options.markdown)
-    against_fit(table, strategies, options.rounds)
+    for name, devices, steps_per_execution, target in (
+        ('tiny', '1 device', 1, '>= 1.5'),
+        ('tiny', '2 devices', 1, '>= 1.5'),
+        ('tiny', '1 device', 100, ''),
+        ('CNN', '1 device', 1, ''),
+    ):
+        how, taken = against_fit(
+            strategies[devices], *MODELS[name], steps_per_execution, options.rounds
+        )
+        many = f', {steps_per_execution} steps/call' if steps_per_execution > 1 else ''
+        table.row(f'{name}, {devices} ({how}{many})', *taken, 'steps/s', target)
 
 
 if __name__ == '__main__':

@@ -36,21 +36,21 @@ def arguments(doc: str, **defaults: int | str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def seconds(action: Callable[[], object]) -> Callable[[], float]:
-    """Returns a function that does `action` and returns how long it took."""
+def seconds(action: Callable[..., object], *args: object) -> Callable[[], float]:
+    """Returns a function that calls action(*args) and returns how long it took."""
 
     def timed() -> float:
         begin = time.perf_counter()
-        action()
+        action(*args)
         return time.perf_counter() - begin
 
     return timed
 
 
-def rate(action: Callable[[], object], count: int) -> Callable[[], float]:
-    """Returns a function that does `action`, which does `count` things, and returns how many a
-    second."""
-    timed = seconds(action)
+def rate(count: int, action: Callable[..., object], *args: object) -> Callable[[], float]:
+    """Returns a function that calls action(*args), which does `count` things, and returns how many
+    it did a second."""
+    timed = seconds(action, *args)
     return lambda: count / timed()
 
 

@@ -5,6 +5,8 @@ Ours computes which records a step reads, so step 1,000,000 is as near as step 1
 """
 
 import pairs
+
+# isort: split
 import numpy as np
 import tensorflow as tf
 

@@ -13,6 +13,8 @@ import threading
 import time
 
 import pairs
+
+# isort: split
 import keras
 import numpy as np
 import tensorflow as tf
@@ -52,12 +54,48 @@ class Training:
         }
         self._batches = iter(tf.data.Dataset.from_tensors(batch).repeat())
 
-    def steps(self, count: int) -> float:
-        """Takes steps, one a call; returns how long they took in seconds."""
-        begin = time.perf_counter()
-        for _ in range(count):
-            self._step.run(self._batches, tf.constant(1, tf.int64))
-        return time.perf_counter() - begin
+    @property
+    def megabytes(self) -> float:
+        """The size of the state."""
+        return (
+            sum(v.shape.num_elements() * v.dtype.size for v in self.state.variables.values()) / 1e6
+        )
+
+    def step_seconds(self) -> float:
+        """Takes one step and returns how long it took."""
+        return pairs.seconds(self._step.run, self._batches, tf.constant(1, tf.int64))()
+
+
+def measure(training: Training, rounds: int) -> tuple[list[float], list[float], list[float]]:
+    """Returns milliseconds: save() of ours, what later steps lose beside it, save() of theirs."""
+    number = 0
+    lost: list[float] = []
+    with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as theirs:
+        checkpoints = Checkpoints(ours)
+        manager = tf.train.CheckpointManager(
+            tf.train.Checkpoint(variables=training.state.variables), theirs, max_to_keep=3
+        )
+
+        def save_ours() -> float:
+            nonlocal number
+            number += 1
+            pace = statistics.median(training.step_seconds() for _ in range(7))
+            begin = time.perf_counter()
+            checkpoints.save(training.state.snapshot(), {'step': number})
+            blocked = time.perf_counter() - begin
+            beside = []
+            while any(thread.name == f'save-{number}' for thread in threading.enumerate()):
+                beside.append(training.step_seconds())
+            lost.append(1e3 * (sum(beside) - len(beside) * pace))
+            return 1e3 * blocked
+
+        def save_theirs() -> float:
+            training.step_seconds()
+            return 1e3 * pairs.seconds(manager.save)()
+
+        blocked, synchronous = pairs.alternate(save_ours, save_theirs, rounds=rounds)
+        checkpoints.close()
+    return blocked, lost[1:], synchronous  # The first was a warm-up.
 
 
 def main() -> None:
@@ -70,39 +108,12 @@ def main() -> None:
     )
     for width in (2048, 4096):
         training = Training(width)
-        megabytes = training.state.num_bytes / 1e6
-        training.steps(3)
-        number = 0
-        slowed: list[float] = []
-        with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as theirs:
-            checkpoints = Checkpoints(ours)
-            manager = tf.train.CheckpointManager(
-                tf.train.Checkpoint(variables=training.state.variables), theirs, max_to_keep=3
-            )
-
-            def save_ours() -> float:
-                nonlocal number
-                number += 1
-                pace = statistics.median(training.steps(1) for _ in range(5))
-                begin = time.perf_counter()
-                checkpoints.save(training.state.snapshot(), {'step': number, 'metrics': {}})
-                blocked = time.perf_counter() - begin
-                steps, spent = 0, 0.0
-                while any(thread.name == f'save-{number}' for thread in threading.enumerate()):
-                    spent += training.steps(1)
-                    steps += 1
-                slowed.append(1e3 * (spent - steps * pace))
-                return 1e3 * blocked
-
-            def save_theirs() -> float:
-                training.steps(5)
-                return 1e3 * pairs.seconds(manager.save)()
-
-            blocked, synchronous = pairs.alternate(save_ours, save_theirs, rounds=options.rounds)
-            checkpoints.close()
-        whole = [b + s for b, s in zip(blocked, slowed[1:], strict=True)]  # The first is a warm-up.
-        table.row(f'{megabytes:.0f} MB: save() blocks', blocked, synchronous, 'ms')
-        table.row(f'{megabytes:.0f} MB: and with what later steps lose', whole, synchronous, 'ms')
+        blocked, lost, synchronous = measure(training, options.rounds)
+        whole = [a + b for a, b in zip(blocked, lost, strict=True)]
+        table.row(f'{training.megabytes:.0f} MB: save() blocks', blocked, synchronous, 'ms')
+        table.row(
+            f'{training.megabytes:.0f} MB: with the steps beside it', whole, synchronous, 'ms'
+        )
 
 
 if __name__ == '__main__':

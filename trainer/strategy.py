@@ -97,6 +97,8 @@ def build_strategy(
         return tf.distribute.OneDeviceStrategy(f'/device:{device_type}:0')
     if kind == 'mirrored':
         no_nccl = collective == 'ring' and device_type == 'GPU'
+        # Two strategies of one process would take each other's collectives for their own.
+        tf.distribute.MirroredStrategy._collective_key_base += 1_000_000
         return tf.distribute.MirroredStrategy(
             [f'/device:{device_type}:{i}' for i in range(count)],
             cross_device_ops=tf.distribute.HierarchicalCopyAllReduce() if no_nccl else None,

@@ -19,7 +19,6 @@ from tests.trainer.training import (
     arrays,
     assert_close,
     assert_equal,
-    dense,
     make_data,
     no_loss,
     noisy,

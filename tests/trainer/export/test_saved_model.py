@@ -21,6 +21,7 @@ from trainer.state import State, build_model
 
 SERVE = """
 import sys
+sys.modules.update(dict.fromkeys(('keras', 'trainer', 'gin')))  # As if they were not installed.
 import numpy as np
 import tensorflow as tf
 for directory in sys.argv[1:]:
@@ -28,7 +29,6 @@ for directory in sys.argv[1:]:
     with np.load(directory + '.npz') as raw:
         outputs = served(**{name: tf.constant(raw[name]) for name in raw.files})
     np.savez(directory + '.out.npz', **{name: value.numpy() for name, value in outputs.items()})
-assert not {'keras', 'trainer', 'gin'} & set(sys.modules), 'more than TensorFlow was imported'
 """
 
 

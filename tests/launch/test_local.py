@@ -1,0 +1,184 @@
+"""`phalanx run` with real workers on this host."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch import local
+from tests.processes import environment
+
+RUN = [
+    '--gin_file=runs/digits.gin',
+    '--model_dir=run',
+    '--gin.cnn.filters=2',
+    '--gin.cnn.units=4',
+    '--gin.train.sample_log=True',
+    '--gin.meet.deadline_seconds=60',
+]
+
+
+def start(*argv, cwd):
+    return subprocess.Popen(
+        [sys.executable, '-m', *argv],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end(process):
+    """Waits; returns the exit code and what was printed; leaves no launcher behind."""
+    try:
+        out, err = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def workers_of(model_dir):
+    """The processes that were given this model_dir, the launcher among them."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir('/proc')):
+        try:
+            with open(f'/proc/{pid}/cmdline') as file:
+                if f'--model_dir={model_dir}' in file.read().split('\0'):
+                    found.append(int(pid))
+        except OSError:
+            continue
+    return found
+
+
+def test_free_ports_are_different_free_and_below_those_of_outgoing_calls():
+    ports = local.free_ports(20)
+    assert len(set(ports)) == 20
+    for port in ports:
+        assert 10_000 <= port < 32_000
+        with socket.socket() as probe:
+            probe.bind(('127.0.0.1', port))
+
+
+def test_the_environment_tells_each_worker_its_place_and_nothing_of_an_outer_job(monkeypatch):
+    monkeypatch.setenv('TF_CONFIG', '{"cluster": "of another job"}')
+    (alone,) = local._environments(1)
+    assert 'TF_CONFIG' not in alone
+    configs = [json.loads(each['TF_CONFIG']) for each in local._environments(3)]
+    assert [config['task'] for config in configs] == [
+        {'type': 'worker', 'index': index} for index in range(3)
+    ]
+    assert len({json.dumps(config['cluster']) for config in configs}) == 1
+    assert len(set(configs[0]['cluster']['worker'])) == 3
+
+
+def test_the_threads_of_the_host_are_shared_out_unless_the_user_did(monkeypatch):
+    cores = len(os.sched_getaffinity(0))
+    monkeypatch.delenv('TF_NUM_INTRAOP_THREADS', raising=False)
+    assert 'TF_NUM_INTRAOP_THREADS' not in local._environments(1)[0]
+    threads = {each['TF_NUM_INTRAOP_THREADS'] for each in local._environments(2)}
+    assert threads == {str(max(1, cores // 2))}
+    monkeypatch.setenv('TF_NUM_INTRAOP_THREADS', '7')
+    assert local._environments(2)[1]['TF_NUM_INTRAOP_THREADS'] == '7'
+
+
+def test_a_mistake_that_all_workers_make_is_their_exit_code_and_shown_once(tmp_path):
+    code, out, err = end(start('launch', 'run', '--workers=2', '--gin_file=no.gin', cwd=tmp_path))
+    assert (code, out) == (2, '')
+    assert err.count("There is no file 'no.gin'.") <= 2
+    assert 'Traceback' not in err
+
+
+@pytest.mark.slow
+def test_two_workers_end_with_the_bits_of_two_replicas_of_one_process(tmp_path):
+    flags = [*RUN, '--gin.STEPS=12', '--gin.train.save_every=6']
+    two = start(
+        'launch', 'run', '--workers=2', '--devices_per_worker=1', *flags, '--gin.DEVICES=1',
+        cwd=tmp_path,
+    )  # fmt: skip
+    code, out, err = end(two)
+    assert code == 0, err
+    sha256 = re.search(r'state sha256: (\w+)', out)[1]
+    order = re.search(r'sample order: (\w+)', out)[1]
+    # The chief alone tells the result, once, and the others leave nothing behind.
+    assert out.count('finished step 12') == 1
+    assert 'ended' not in err
+    run = tmp_path / 'run'
+    assert sorted(p.name for p in (run / 'checkpoints').iterdir()) == [
+        'step-00000006',
+        'step-00000012',
+    ]
+    assert (run / 'export' / '12' / 'saved_model.pb').exists()
+    topology = json.loads((run / 'checkpoints/step-00000012/manifest.json').read_text())['topology']
+    assert (topology['kind'], topology['num_workers'], topology['replicas']) == (
+        'multi_worker', 2, 2,
+    )  # fmt: skip
+    assert not workers_of('run')
+
+    code, out, err = end(start('trainer', *flags, '--model_dir=one', '--mode=train', cwd=tmp_path))
+    assert code == 0, err
+    assert re.search(r'state sha256: (\w+)', out)[1] == sha256
+    assert re.search(r'sample order: (\w+)', out)[1] == order
+
+
+BOMB = """
+import json
+import os
+if json.loads(os.environ['TF_CONFIG'])['task']['index'] == 1:
+    raise RuntimeError('the bomb of worker 1')
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_fails_ends_the_job_and_its_log_is_shown(tmp_path):
+    (tmp_path / 'bomb.py').write_text(BOMB)
+    (tmp_path / 'bomb.gin').write_text("include 'runs/digits.gin'\nimport bomb\n")
+    began = time.monotonic()
+    job = start(
+        'launch', 'run', '--workers=2', *RUN, '--gin_file=bomb.gin', '--gin.DEVICES=1',
+        cwd=tmp_path,
+    )  # fmt: skip
+    code, _, err = end(job)
+    assert code == 1
+    assert 'phalanx: worker 1 ended with exit code 1; ending the others\n' in err
+    tail = [line for line in err.splitlines() if line.startswith('  worker 1: ')]
+    assert tail[-1] == '  worker 1: RuntimeError: the bomb of worker 1'
+    assert len(tail) <= 20
+    # The other waited at the meeting, a minute long.
+    assert time.monotonic() - began < 60
+    assert not workers_of('run')
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_launcher_saves_and_the_job_can_be_run_again(tmp_path):
+    flags = [
+        'launch', 'run', '--workers=2', *RUN, '--gin.DEVICES=1', '--gin.train.log_every=1',
+        '--gin.STEPS=100000', '--mode=train',
+    ]  # fmt: skip
+    job = start(*flags, cwd=tmp_path)
+    log = tmp_path / 'run' / 'samples.tsv'
+    try:
+        while not (log.exists() and log.stat().st_size) and job.poll() is None:
+            time.sleep(0.1)
+        job.send_signal(signal.SIGTERM)
+        code, _, err = end(job)
+    finally:
+        for pid in workers_of('run'):
+            os.kill(pid, signal.SIGKILL)
+    assert code == 75, err
+    step = int(re.search(r'preempted: saved step (\d+) of 100000 after a signal', err)[1])
+    assert step > 0
+    (name,) = os.listdir(tmp_path / 'run' / 'checkpoints')
+    assert name == f'step-{step:08d}'
+
+    again = [flag for flag in flags if 'STEPS' not in flag]
+    code, out, err = end(start(*again, f'--gin.STEPS={step + 2}', cwd=tmp_path))
+    assert code == 0, err
+    assert f'resumed at step {step}' in err
+    assert f'finished step {step + 2}' in out
