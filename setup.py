@@ -9,8 +9,9 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'trainer' / 'version.py').read_text())[1]
 README = ROOT / 'README.md'
 
-# Keras's range is narrow because the step uses a private method of its optimizers.
-TENSORFLOW_RANGE = '>=2.20,<2.22'
+# The ranges are narrow: the step replaces a private method of Keras's optimizers, the strategy one
+# of TensorFlow's.
+TENSORFLOW_RANGE = '>=2.21,<2.22'
 
 setup(
     name='phalanx',

@@ -20,7 +20,7 @@ import tensorflow as tf
 from absl import logging
 
 from trainer import proof
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, WriteError
 from trainer.proof import CheckpointDamaged, state_sha256
 from trainer.resume import check_unchanged
 from trainer.retention import Info, Keep, to_delete
@@ -38,7 +38,7 @@ __all__ = [
 RETRY_SECONDS = (1.0, 5.0)
 
 
-class CheckpointWriteError(RuntimeError):
+class CheckpointWriteError(WriteError):
     """So many saves failed that the run is in danger of losing its work."""
 
 

@@ -1,4 +1,4 @@
-"""The three ways in which a run ends before its time, each with its own exit code."""
+"""The four ways in which a run ends before its time, each with its own exit code."""
 
 import difflib
 from collections.abc import Iterable
@@ -29,6 +29,12 @@ class Preempted(Exception):
 
 class Diverged(RuntimeError):
     """The training produced too many non-finite steps in a row (exit code 1)."""
+
+    exit_code = 1
+
+
+class WriteError(RuntimeError):
+    """What a run must leave behind could not be written (exit code 1)."""
 
     exit_code = 1
 

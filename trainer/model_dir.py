@@ -1,6 +1,7 @@
 """The directory that a run leaves behind: where everything in it is, and who may write it."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, WriteError
 
 
 class ModelDir:
@@ -104,6 +105,19 @@ class ModelDir:
                 f'model_dir = {str(self.path)!r} cannot be written: {error.strerror} '
                 f'({error.filename or self.path}). Give --model_dir a directory that this user may '
                 'write to and that has space left.'
+            ) from error
+
+    @contextlib.contextmanager
+    def full_disk_is_told(self) -> Iterator[None]:
+        """Raises WriteError, which names the directory, where the block finds a disk full."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise WriteError(
+                f'model_dir = {str(self.path)!r} cannot be written: {error.strerror}. Free some '
+                'space there, then run again: the run goes on from its newest checkpoint.'
             ) from error
 
     @contextlib.contextmanager

@@ -120,6 +120,7 @@ def train(
 
     Raises:
         ConfigError: a mistake in the arguments, the data, or the directory.
+        WriteError: the disk is full, or so many saves have failed that work may be lost.
         Diverged: `max_skipped` steps in a row were not finite.
         Preempted: the process got SIGTERM or SIGINT; the state is saved.
     """
@@ -135,9 +136,11 @@ def train(
         'data_fingerprint': train_data.source.fingerprint,
     }
     keep = keep or Keep()
+    dirs = ModelDir(model_dir)
     agreement = Agreement(strategy, cluster)
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(dirs.full_disk_is_told())
         stack.callback(tf.config.run_functions_eagerly, tf.config.functions_run_eagerly())
         tf.config.run_functions_eagerly(run_eagerly)
 
@@ -168,7 +171,6 @@ def train(
         config_text = config()
 
         # ---- Where the run stands.
-        dirs = ModelDir(model_dir)
         checkpoints = Checkpoints(
             dirs.checkpoints,
             keep=keep,

@@ -98,10 +98,7 @@ def test_a_mistake_that_all_workers_make_is_their_exit_code_and_shown_once(tmp_p
 @pytest.mark.slow
 def test_two_workers_end_with_the_bits_of_two_replicas_of_one_process(tmp_path):
     flags = [*RUN, '--gin.STEPS=12', '--gin.train.save_every=6']
-    two = start(
-        'launch', 'run', '--workers=2', '--devices_per_worker=1', *flags, '--gin.DEVICES=1',
-        cwd=tmp_path,
-    )  # fmt: skip
+    two = start('launch', 'run', '--workers=2', '--devices_per_worker=1', *flags, cwd=tmp_path)
     code, out, err = end(two)
     assert code == 0, err
     sha256 = re.search(r'state sha256: (\w+)', out)[1]

@@ -96,7 +96,7 @@ def parts(metrics, labels, outputs, weights=None):
     """The metrics of a batch that was cut into unequal parts."""
     sums = MetricSums(metrics)
     total = 0
-    for part in (slice(0, 1), slice(1, 6), slice(6, None)):
+    for part in (slice(0, 1), slice(1, 3), slice(3, None)):
         own = None if weights is None else tf.constant(weights[part])
         added = sums.increments(tf.constant(labels[part]), tf.constant(outputs[part]), own)
         total += tf.cast(tf.concat(added, 0), tf.float64)
