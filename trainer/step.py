@@ -121,12 +121,12 @@ class TrainStep:
         first_step = state.step.read_value()
         ids = tf.TensorArray(tf.int64, size=0, dynamic_size=True)
         for i in tf.range(num_steps):
-            # Looking at the clock takes longer than a small step, so only some steps do.
+            # Looking at the clock takes longer than a small step, so only some steps do. Nothing
+            # here waits: the next batch may well be there before the last step is done.
             timed = tf.equal((i + 1) % stride, 0)
-            asked = _seconds(timed, finite_steps)
-            with tf.control_dependencies([asked]):
-                batch = next(iterator)
-            waited += _seconds(timed, first_replica(strategy, batch['ids'])) - asked
+            free = _seconds(timed, finite_steps)
+            batch = next(iterator)
+            waited += tf.maximum(_seconds(timed, first_replica(strategy, batch['ids'])) - free, 0.0)
             grads, moving, out = strategy.run(self._reduced, args=(batch, first_step + i))
             out = first_replica(strategy, out)
             if self._log_ids:
