@@ -1,12 +1,14 @@
 """Checks that model, loss and data fit together, made before anything expensive."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 
 from trainer.data.pipeline import Data
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, nearest
+from trainer.retention import Keep
+from trainer.sums import MetricSums
 
 
 def check_batch_size(batch_size: int, num_replicas: int, accumulate: int = 1) -> None:
@@ -38,6 +40,18 @@ def check_loss(loss: Callable) -> None:
         raise ConfigError(
             f'The loss is the class {loss.__name__}; give an instance. In gin, write it called: '
             f'LOSS = @{loss.__name__}().'
+        )
+
+
+def check_keep(keep: Keep, metrics: Sequence[keras.metrics.Metric], evaluates: bool) -> None:
+    """Raises ConfigError if the best checkpoints are wanted by what this run never measures."""
+    names = ['loss', *MetricSums(metrics).names]
+    measured = [f'train/{name}' for name in (*names, 'gradient_norm')]
+    measured += [f'eval/{name}' for name in names if evaluates]
+    if keep.best and keep.metric not in measured:
+        raise ConfigError(
+            f'Keep.best = {keep.best} goes by Keep.metric = {keep.metric!r}, which this run does '
+            f'not measure.{nearest(keep.metric, measured)} It measures {", ".join(measured)}.'
         )
 
 

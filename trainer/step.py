@@ -110,12 +110,9 @@ class TrainStep:
             [num_steps, global batch]).
         """
         state, strategy = self._state, self._strategy
-        loss = tf.zeros([], tf.float64)
-        norm = tf.zeros([], tf.float64)
-        sums = tf.zeros([sum(self._metrics.sizes)], tf.float64)
-        finite_steps = tf.zeros([], tf.float64)
-        in_row = state.skipped_in_row.read_value()
-        longest = in_row
+        # Few loop variables: each one costs a small step some microseconds.
+        sums = tf.zeros([3 + sum(self._metrics.sizes)], tf.float64)
+        skips = tf.stack([state.skipped_in_row.read_value()] * 2)  # now, and the longest row
         waited = tf.zeros([], tf.float64)
         stride = tf.minimum(num_steps, CLOCK_EVERY)
         first_step = state.step.read_value()
@@ -124,7 +121,7 @@ class TrainStep:
             # Looking at the clock takes longer than a small step, so only some steps do. Nothing
             # here waits: the next batch may well be there before the last step is done.
             timed = tf.equal((i + 1) % stride, 0)
-            free = _seconds(timed, finite_steps)
+            free = _seconds(timed, sums)
             batch = next(iterator)
             waited += tf.maximum(_seconds(timed, first_replica(strategy, batch['ids'])) - free, 0.0)
             grads, moving, out = strategy.run(self._reduced, args=(batch, first_step + i))
@@ -133,27 +130,23 @@ class TrainStep:
                 ids = ids.write(tf.cast(i, tf.int32), out['ids'])
             if out['finite']:
                 strategy.run(self._apply, args=(grads, moving))
-                loss += tf.cast(out['loss'], tf.float64)
-                norm += tf.cast(out['norm'], tf.float64)
-                sums += tf.cast(out['metrics'], tf.float64)
-                finite_steps += 1.0
-                in_row = tf.zeros([], tf.int64)
+                sums += tf.cast(out['sums'], tf.float64)
+                skips *= [0, 1]
             else:
-                in_row += 1
-                longest = tf.maximum(longest, in_row)
+                skips = tf.stack([skips[0] + 1, tf.maximum(skips[0] + 1, skips[1])])
             if self._scaled:
                 self._adapt_loss_scale(out['finite'])
-        state.step.assign_add(num_steps)
-        state.skipped.assign_add(num_steps - tf.cast(finite_steps, tf.int64))
-        state.skipped_in_row.assign(in_row)
         totals = {
-            'loss': loss,
-            'gradient_norm': norm,
-            'metrics': sums,
-            'finite_steps': finite_steps,
-            'longest_skip': longest,
+            'finite_steps': sums[0],
+            'loss': sums[1],
+            'gradient_norm': sums[2],
+            'metrics': sums[3:],
+            'longest_skip': skips[1],
             'input_seconds': waited * tf.cast(stride, tf.float64),
         }
+        state.step.assign_add(num_steps)
+        state.skipped.assign_add(num_steps - tf.cast(sums[0], tf.int64))
+        state.skipped_in_row.assign(skips[0])
         return {**totals, 'ids': ids.stack()} if self._log_ids else totals
 
     def _reduced(self, batch, step):
@@ -180,24 +173,25 @@ class TrainStep:
                 *[tf.convert_to_tensor(g) for g in grads if g is not None],
                 *[m / self._replicas for m, float_ in zip(moving, averaged, strict=True) if float_],
                 loss,
-                weight,
                 *metrics,
+                *([weight] if self._weighted else []),
             ],
         )
         parts = iter(reduced)
         grads = [next(parts) if is_used else None for is_used in used]
         moving = [next(parts) if f else m for f, m in zip(averaged, moving, strict=True)]
-        loss, weight, *metrics = parts
-        # The loss was divided by the number of elements; what counts is their mean weight.
-        factor = tf.math.divide_no_nan(1.0, weight * scale)
-        grads = [g if g is None else g * tf.cast(factor, g.dtype) for g in grads]
-        loss *= tf.math.divide_no_nan(1.0, weight)
+        loss, *metrics = parts
+        if self._weighted:
+            # The loss was divided by the number of elements; what counts is their mean weight.
+            factor = tf.math.divide_no_nan(1.0, metrics.pop())
+            loss *= factor
+            grads = [g if g is None else g * tf.cast(factor, g.dtype) for g in grads]
+        if self._scaled:
+            grads = [g if g is None else g / tf.cast(scale, g.dtype) for g in grads]
         norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in grads if g is not None])
         out = {
             'finite': tf.math.is_finite(norm + loss),
-            'loss': loss,
-            'norm': norm,
-            'metrics': tf.concat([*metrics, tf.zeros([0])], 0),
+            'sums': tf.concat([tf.stack([1.0, loss, norm]), *metrics], 0),
         }
         if self._log_ids:
             mine = tf.one_hot(context.replica_id_in_sync_group, self._replicas, dtype=tf.int64)
@@ -252,6 +246,7 @@ class TrainStep:
                 trainable, moving, seeds, batch['inputs'], training=True
             )
             losses, mask = per_example_loss(self._loss, batch['labels'], outputs)
+            self._weighted = weights is not None or mask is not None
             elements = tf.cast(tf.size(losses) * self._replicas * self._accumulate, tf.float32)
             loss, weight = (total / elements for total in weigh(losses, weights, mask))
             if penalties:

@@ -99,6 +99,11 @@ class MetricSums:
         self.shapes = [[v.shape for v in m.variables] for m in metrics]
         self.sizes = [tf.TensorShape(s).num_elements() for shapes in self.shapes for s in shapes]
 
+    @property
+    def names(self) -> list[str]:
+        """The names of all results; a metric may have several."""
+        return list(self.results(tf.zeros([sum(self.sizes)], tf.float64)))
+
     def increments(self, labels, outputs, weights) -> list[tf.Tensor]:
         """What one batch adds to each variable of each metric, flattened, as float32."""
         sums = []

@@ -22,7 +22,7 @@ from trainer.evaluate import Evaluation
 from trainer.interval import Every, parse_steps
 from trainer.model_dir import ModelDir
 from trainer.observe.report import Report
-from trainer.preflight import check_batch_size, check_labels, check_loss
+from trainer.preflight import check_batch_size, check_keep, check_labels, check_loss
 from trainer.state import build_state
 from trainer.step import TrainStep
 from trainer.stop import StopRequest
@@ -155,6 +155,7 @@ def train(
             precision=precision,
         )
         check_labels(train_data, loss, state.output_spec)
+        check_keep(keep, metrics, eval_data is not None)
         train_step = TrainStep(
             strategy,
             state,

@@ -220,16 +220,18 @@ def test_a_peer_that_does_not_come(told, monkeypatch, index):
     assert told(*RUN, *flags) == messages[index]
 
 
-@pytest.mark.parametrize('mode', ['evaluate', 'export'])
-def test_no_such_checkpoint(told, capsys, mode):
-    flags = [*RUN, f'--mode={mode}']
+def test_no_such_checkpoint(told, capsys):
     where = repr(str(ModelDir('run').checkpoints))
-    assert told(*flags) == f'{where} holds no checkpoint. Train first, or correct --model_dir.'
+    for mode in ('evaluate', 'export'):
+        assert told(*RUN, f'--mode={mode}') == (
+            f'{where} holds no checkpoint. Train first, or correct --model_dir.'
+        )
     assert main(RUN) == 0
     capsys.readouterr()
-    assert told(*flags, f'--gin.{mode}.step=2') == (
-        f'{where} holds no checkpoint of step 2. It holds 1.'
-    )
+    for mode in ('evaluate', 'export'):
+        assert told(*RUN, f'--mode={mode}', f'--gin.{mode}.step=2') == (
+            f'{where} holds no checkpoint of step 2. It holds 1.'
+        )
 
 
 @pytest.mark.slow

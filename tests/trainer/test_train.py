@@ -256,6 +256,18 @@ def test_the_best_checkpoint_is_kept_even_where_no_save_was_due(one, tmp_path):
     assert steps(tmp_path) == sorted({max(losses, key=losses.get), 20, 24})
 
 
+def test_the_best_by_what_is_not_measured_is_refused(one, tmp_path):
+    with pytest.raises(ConfigError) as raised:
+        tiny.run(one, tmp_path, keep=Keep(best=1, metric='eval/acuracy'))
+    assert raised.value.message == (
+        "Keep.best = 1 goes by Keep.metric = 'eval/acuracy', which this run does not measure. Did "
+        "you mean 'eval/accuracy'? It measures train/loss, train/accuracy, train/gradient_norm, "
+        'eval/loss, eval/accuracy.'
+    )
+    with pytest.raises(ConfigError, match="'eval/loss', which this run does not measure"):
+        tiny.run(one, tmp_path, keep=Keep(best=1), eval_data=None)
+
+
 def test_intervals_in_epochs(one, tmp_path):
     tiny.run(
         one, tmp_path, steps='4 epochs', log_every='1 epochs', save_every='2 epochs',
