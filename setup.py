@@ -37,7 +37,7 @@ setup(
     ],
     extras_require={
         'gpu': [f'tensorflow[and-cuda]{TENSORFLOW_RANGE}'],
-        'dev': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.9'],
+        'dev': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.17,<0.18'],
     },
     entry_points={'console_scripts': ['phalanx=launch.__main__:main']},
     classifiers=[

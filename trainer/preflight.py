@@ -45,10 +45,12 @@ def check_loss(loss: Callable) -> None:
 
 def check_keep(keep: Keep, metrics: Sequence[keras.metrics.Metric], evaluates: bool) -> None:
     """Raises ConfigError if the best checkpoints are wanted by what this run never measures."""
+    if not keep.best:
+        return
     names = ['loss', *MetricSums(metrics).names]
     measured = [f'train/{name}' for name in (*names, 'gradient_norm')]
     measured += [f'eval/{name}' for name in names if evaluates]
-    if keep.best and keep.metric not in measured:
+    if keep.metric not in measured:
         raise ConfigError(
             f'Keep.best = {keep.best} goes by Keep.metric = {keep.metric!r}, which this run does '
             f'not measure.{nearest(keep.metric, measured)} It measures {", ".join(measured)}.'
