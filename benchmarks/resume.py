@@ -21,7 +21,7 @@ EARLY, LATE, SKIPPED = 10, 1_000_000, 10_000
 
 
 def main() -> None:
-    options = pairs.arguments(__doc__, rounds=25)
+    options = pairs.arguments(__doc__, rounds=51)
     strategy = build_strategy(cluster=Cluster(), devices_per_worker=1)
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (60_000, 28, 28, 1), np.uint8)
