@@ -143,7 +143,7 @@ def fastest_fit(*how):
 def against_bare(
     strategy, model, rows: int, steps: int | None, rounds: int, builds: int
 ) -> list[list[float]]:
-    """Returns steps a second of Phalanx and of the bare loop, in calls of `steps`, or of half a second."""
+    """Returns steps a second of Phalanx and of the bare loop; without `steps`, in half-seconds."""
     shape = (rows, rows, 1)
     data = Data(Arrays(arrays(rows)), preprocess=scale_images)
     batches = train_batches(data, strategy, seed=0, global_batch_size=BATCH_SIZE, start_step=0)
