@@ -43,12 +43,16 @@ class Job:
         kind: 'phalanx' or 'pytorch'.
         workers: how many.
         batch_size: the global batch.
+
+    Attributes:
+        shares: of each measurement, which part of its core worker 0 used.
     """
 
     def __init__(self, python: str, kind: str, workers: int, batch_size: int):
         from launch.local import free_ports
 
         self._batch_size = batch_size
+        self.shares: list[float] = []
         addresses = [f'127.0.0.1:{port}' for port in free_ports(workers)]
         cores = sorted(os.sched_getaffinity(0))
         self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed by close()
@@ -81,7 +85,9 @@ class Job:
         if not all(lines):
             self._log.seek(0)
             raise RuntimeError(self._log.read().decode()[-4000:])
-        return steps * self._batch_size / max(map(float, lines))
+        spent, used = zip(*(map(float, line.split()) for line in lines), strict=True)
+        self.shares.append(used[0] / spent[0])
+        return steps * self._batch_size / max(spent)
 
     def close(self) -> None:
         for process in self._processes:
@@ -189,15 +195,15 @@ def pytorch_worker(addresses: list[str], index: int, batch_size: int) -> Callabl
 
 
 def work(options: argparse.Namespace) -> None:
-    """Is one worker: reads numbers of steps, answers with seconds."""
+    """Is one worker: reads numbers of steps, answers with seconds, of the clock and of CPU."""
     # Before TensorFlow or PyTorch look how many cores there are.
     os.sched_setaffinity(0, {options.core})
     make = {'phalanx': phalanx_worker, 'pytorch': pytorch_worker}[options.worker]
     take = make(options.workers.split(','), options.index, options.batch_size)
     for line in sys.stdin:
-        begin = time.perf_counter()
+        begin, used = time.perf_counter(), time.process_time()
         take(int(line))
-        print(time.perf_counter() - begin, flush=True)
+        print(time.perf_counter() - begin, time.process_time() - used, flush=True)
 
 
 def main() -> None:
@@ -238,7 +244,10 @@ def main() -> None:
         kind: [b / (2 * a) for a, b in zip(taken[kind, one], taken[kind, two], strict=True)]
         for kind, _ in taken
     }
+    # Much below 1, something else ran on that core, and the scaling means nothing.
+    shares = {kind: job.shares[1:] for (kind, what), job in jobs.items() if what == one}
     table.row('weak scaling, 1 to 2 workers', efficiency['phalanx'], efficiency.get('pytorch'), '')
+    table.row('share of its core 1 worker had', shares['phalanx'], shares.get('pytorch'), '')
 
 
 if __name__ == '__main__':
