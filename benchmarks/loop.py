@@ -55,8 +55,7 @@ def our_loop(strategy, model, shape, iterator):
     step = TrainStep(strategy, state, LOSS, [accuracy])
 
     def take(steps: int) -> dict[str, float]:
-        totals = step.run(iterator, tf.constant(steps, tf.int64))
-        return step.results({name: value.numpy() for name, value in totals.items()})
+        return step.results(step.run(iterator, steps))
 
     return take
 

@@ -105,7 +105,6 @@ def examples() -> tuple[np.ndarray, np.ndarray]:
 
 def phalanx_worker(addresses: list[str], index: int, batch_size: int) -> Callable[[int], object]:
     import keras
-    import tensorflow as tf
 
     from trainer.agreement import Agreement
     from trainer.cluster import Cluster
@@ -131,8 +130,7 @@ def phalanx_worker(addresses: list[str], index: int, batch_size: int) -> Callabl
 
     def take(steps: int) -> None:
         # As the loop in trainer/train.py does.
-        totals = step.run(batches, tf.constant(steps, tf.int64))
-        step.results({name: value.numpy() for name, value in totals.items()})
+        step.results(step.run(batches, steps))
         agreement.sum([0.0, 0.0, 0.0])
 
     return take

@@ -63,7 +63,7 @@ class Training:
 
     def step_seconds(self) -> float:
         """Takes one step and returns how long it took."""
-        return pairs.seconds(self._step.run, self._batches, tf.constant(1, tf.int64))()
+        return pairs.seconds(self._step.run, self._batches, 1)()
 
 
 def measure(training: Training, rounds: int) -> tuple[list[float], list[float], list[float]]:

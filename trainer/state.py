@@ -309,6 +309,11 @@ def _check_optimizer(made: keras.optimizers.Optimizer) -> None:
             'LossScaleOptimizer decides on the gradients of one replica. Give the optimizer it '
             "wraps, and train.precision = 'float16' scales the loss on all of them."
         )
+    if isinstance(made, getattr(keras.optimizers, 'MultiOptimizer', ())):
+        raise ConfigError(
+            'MultiOptimizer has several learning rates and counters, which Phalanx cannot log and '
+            'reduce as one. Give one optimizer.'
+        )
     if made.gradient_accumulation_steps:
         raise ConfigError(
             f'gradient_accumulation_steps = {made.gradient_accumulation_steps} of the optimizer '

@@ -13,36 +13,20 @@ Losses are summed, not averaged, on each replica, and divided by the weight of t
 after the reduction, so a replica with fewer or lighter examples counts for what it has.
 """
 
-import time
 from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer import update
+from trainer.input_clock import InputClock
 from trainer.state import State
 from trainer.sums import MetricSums, first_replica, hide, per_example_loss, weigh
 
 # Dynamic loss scaling as in Micikevicius et al., "Mixed Precision Training"
 # (https://arxiv.org/abs/1710.03740): halve on overflow, double after a run of finite steps.
 LOSS_SCALE_GROWTH_STEPS = 2000
-CLOCK_EVERY = 16
-
-
-def _seconds(wanted: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
-    """A clock's reading, float64 seconds, once `after` is there; 0 where it is not wanted.
-
-    By way of Python: `tf.timestamp` refuses to run when op determinism is on.
-    """
-
-    def read(_):
-        return np.float64(time.perf_counter())
-
-    return tf.cond(
-        wanted,
-        lambda: tf.reshape(tf.numpy_function(read, [after], tf.float64), []),
-        lambda: tf.zeros([], tf.float64),
-    )
 
 
 class TrainStep:
@@ -77,13 +61,15 @@ class TrainStep:
         self._replicas = strategy.num_replicas_in_sync
         self._accumulate, self._log_ids = accumulate, log_ids
         self._scaled = state.scales_loss
+        # Of one call of `run`: as variables of the loop, totals would cost each step more.
+        self._sums = tf.Variable(tf.zeros(3 + sum(self._metrics.sizes), tf.float64))
+        self._skipped: list[int] = []
+        self._clock = InputClock()
         self._moves: list[bool] = []  # which of `state.moving` the model updates; set by tracing
         self._gradients = self._accumulated if accumulate > 1 else self._micro_batch
         if jit_compile:
             self._gradients = tf.function(self._gradients, jit_compile=True, autograph=False)
-        # The gradients that reach the optimizer are sums already. Its own reduction, which would
-        # follow its clipping, is made the identity.
-        state.optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
+        update.prepare(state.optimizer)
 
     def results(self, totals) -> dict[str, float]:
         """Turns what `run` returned, summed over calls on the host, into means and metrics."""
@@ -94,60 +80,74 @@ class TrainStep:
             **self._metrics.results(totals['metrics']),
         }
 
-    @tf.function(reduce_retracing=True)
-    def run(self, iterator, num_steps: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Takes steps without coming back to Python.
+    def run(self, iterator, num_steps: int) -> dict[str, np.ndarray]:
+        """Takes steps, and comes back to Python only after the last.
 
         Args:
             iterator: distributed iterator over batches as `trainer.data.pipeline` makes them.
-            num_steps: int64 scalar.
+            num_steps: how many.
 
         Returns:
             Sums over the finite steps, equal on all workers: 'loss', 'gradient_norm', 'metrics',
             'finite_steps' (float64); 'longest_skip', the longest row of skipped steps (int64);
             of this worker alone, 'input_seconds' (float64), the time the replicas were idle for
-            lack of a batch, estimated from every 16th step; with `log_ids`, 'ids' (int64
+            lack of a batch, estimated from some of the steps; with `log_ids`, 'ids' (int64
             [num_steps, global batch]).
         """
+        first = int(self._state.step.numpy())
+        self._skipped.clear()
+        totals = self._loop(iterator, tf.constant(num_steps, tf.int64))
+        totals = {name: value.numpy() for name, value in totals.items()}
+        finite_steps, loss, norm, *_ = sums = totals.pop('sums')
+        return {
+            **totals,
+            'finite_steps': finite_steps,
+            'loss': loss,
+            'gradient_norm': norm,
+            'metrics': sums[3:],
+            'longest_skip': self._count_skips(first, first + num_steps),
+            'input_seconds': self._clock.take(num_steps),
+        }
+
+    @tf.function(reduce_retracing=True)
+    def _loop(self, iterator, num_steps):
         state, strategy = self._state, self._strategy
-        # Few loop variables: each one costs a small step some microseconds.
-        sums = tf.zeros([3 + sum(self._metrics.sizes)], tf.float64)
-        skips = tf.stack([state.skipped_in_row.read_value()] * 2)  # now, and the longest row
-        waited = tf.zeros([], tf.float64)
-        stride = tf.minimum(num_steps, CLOCK_EVERY)
-        first_step = state.step.read_value()
-        ids = tf.TensorArray(tf.int64, size=0, dynamic_size=True)
-        for i in tf.range(num_steps):
-            # Looking at the clock takes longer than a small step, so only some steps do. Nothing
-            # here waits: the next batch may well be there before the last step is done.
-            timed = tf.equal((i + 1) % stride, 0)
-            free = _seconds(timed, sums)
+        self._sums.assign(tf.zeros_like(self._sums))
+        first = state.step.read_value()
+        end = first + num_steps
+        ids = tf.TensorArray(tf.int64, size=0, dynamic_size=True) if self._log_ids else ()
+        for step in tf.range(first, end):
             batch = next(iterator)
-            waited += tf.maximum(_seconds(timed, first_replica(strategy, batch['ids'])) - free, 0.0)
-            grads, moving, out = strategy.run(self._reduced, args=(batch, first_step + i))
+            if self._clock.is_due(end - step):
+                self._clock.measure(first_replica(strategy, batch['ids']), after=self._sums)
+            grads, moving, out = strategy.run(self._reduced, args=(batch, step))
             out = first_replica(strategy, out)
             if self._log_ids:
-                ids = ids.write(tf.cast(i, tf.int32), out['ids'])
+                ids = ids.write(ids.size(), out['ids'])
             if out['finite']:
                 strategy.run(self._apply, args=(grads, moving))
-                sums += tf.cast(out['sums'], tf.float64)
-                skips *= [0, 1]
+                self._sums.assign_add(tf.cast(out['sums'], tf.float64))
             else:
-                skips = tf.stack([skips[0] + 1, tf.maximum(skips[0] + 1, skips[1])])
+                tf.numpy_function(self._skipped.append, [step], [])
             if self._scaled:
                 self._adapt_loss_scale(out['finite'])
-        totals = {
-            'finite_steps': sums[0],
-            'loss': sums[1],
-            'gradient_norm': sums[2],
-            'metrics': sums[3:],
-            'longest_skip': skips[1],
-            'input_seconds': waited * tf.cast(stride, tf.float64),
-        }
-        state.step.assign_add(num_steps)
-        state.skipped.assign_add(num_steps - tf.cast(sums[0], tf.int64))
-        state.skipped_in_row.assign(skips[0])
+        state.step.assign(end)
+        totals = {'sums': self._sums.read_value()}
         return {**totals, 'ids': ids.stack()} if self._log_ids else totals
+
+    def _count_skips(self, first: int, end: int) -> int:
+        """Brings the state's counters up to date; returns the longest row of skipped steps."""
+        before = int(self._state.skipped_in_row.numpy())
+        row = longest = before
+        last = first - 1
+        for step in self._skipped:
+            row = row + 1 if step == last + 1 else 1
+            longest, last = max(longest, row), step
+        row = row if last == end - 1 else 0
+        if self._skipped or row != before:
+            self._state.skipped.assign_add(len(self._skipped))
+            self._state.skipped_in_row.assign(row)
+        return longest
 
     def _reduced(self, batch, step):
         """One replica's part of a step up to the update; what it returns is equal everywhere."""
@@ -188,10 +188,12 @@ class TrainStep:
             grads = [g if g is None else g * tf.cast(factor, g.dtype) for g in grads]
         if self._scaled:
             grads = [g if g is None else g / tf.cast(scale, g.dtype) for g in grads]
-        norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in grads if g is not None])
+        half_squares = [tf.nn.l2_loss(tf.cast(g, tf.float32)) for g in grads if g is not None]
+        half_square = tf.add_n(half_squares)
         out = {
-            'finite': tf.math.is_finite(norm + loss),
-            'sums': tf.concat([tf.stack([1.0, loss, norm]), *metrics], 0),
+            # The update waits for this, so it takes the shortest way from the gradients.
+            'finite': tf.math.is_finite(half_square + loss),
+            'sums': tf.concat([tf.stack([1.0, loss, tf.sqrt(2 * half_square)]), *metrics], 0),
         }
         if self._log_ids:
             mine = tf.one_hot(context.replica_id_in_sync_group, self._replicas, dtype=tf.int64)
@@ -204,7 +206,7 @@ class TrainStep:
         """One replica's update from reduced gradients; the optimizer clips what is reduced."""
         variables = self._state.model.trainable_variables
         pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
-        self._state.optimizer.apply_gradients(pairs)
+        update.apply(self._state.optimizer, *zip(*pairs, strict=True))
         for variable, value in zip(self._state.moving, moving, strict=True):
             variable.assign(value)
 

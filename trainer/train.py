@@ -238,8 +238,7 @@ def train(
             due = min(every.next_due(step) or end for every in intervals)
             num_steps = min(steps_per_call, due - step, end - step)
             call_started = time.monotonic()
-            totals = train_step.run(batches, tf.constant(num_steps, tf.int64))
-            totals = {name: value.numpy() for name, value in totals.items()}
+            totals = train_step.run(batches, num_steps)
             now = time.monotonic()
             step += num_steps
             known_metrics.clear()  # Those of an earlier step would pass for this one's.

@@ -42,6 +42,9 @@ def cases():
             ]
         )
 
+    def wide():
+        return dense(layers.Dense(1024, activation='tanh'))  # large enough for a fused kernel
+
     def words():
         return keras.Sequential(
             [layers.Embedding(50, 8), layers.GlobalAveragePooling1D(), layers.Dense(4)]
@@ -54,6 +57,8 @@ def cases():
     return {
         'plain': (dense, sgd, data, {}),
         'adam': (dense, functools.partial(keras.optimizers.Adam, 1e-3, epsilon=1e-3), data, {}),
+        'fused_adam': (wide, functools.partial(keras.optimizers.Adam, 1e-3), data, {}),
+        'fused_sgd': (wide, functools.partial(sgd, nesterov=True), data, {}),
         'clipping': (dense, clipped, data, {}),
         'accumulation': (dense, sgd, data, {'accumulate': 4}),
         'weights': (dense, sgd, Data(Arrays(arrays), weight='weight'), {}),
@@ -74,7 +79,6 @@ def run(strategy, name):
     """Returns the loss of each step, the final variables, and the number of skipped steps."""
     import keras
     import numpy as np
-    import tensorflow as tf
 
     from trainer.data.pipeline import batch_spec, train_batches
     from trainer.state import build_state
@@ -86,7 +90,7 @@ def run(strategy, name):
     accuracy = keras.metrics.SparseCategoricalAccuracy(name='accuracy')
     step = TrainStep(strategy, state, loss, [accuracy], seed=SEED, **options)
     batches = train_batches(data, strategy, seed=SEED, global_batch_size=BATCH, start_step=0)
-    results = [step.results(step.run(batches, tf.constant(1, tf.int64))) for _ in range(STEPS)]
+    results = [step.results(step.run(batches, 1)) for _ in range(STEPS)]
     return {
         'losses': np.array([r['loss'] for r in results]),
         'norms': np.array([r['gradient_norm'] for r in results]),

@@ -18,6 +18,8 @@ TOPOLOGIES = {'2 replicas': (1, 2), '2 workers': (2, 1), '2 workers of 2 replica
 NAMES = (
     'plain',
     'adam',
+    'fused_adam',
+    'fused_sgd',
     'clipping',
     'accumulation',
     'weights',

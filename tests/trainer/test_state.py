@@ -269,6 +269,13 @@ def test_what_does_not_make_an_optimizer_is_refused(build, optimizer, got):
             lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()),
             "LossScaleOptimizer .*train.precision = 'float16'",
         ),
+        pytest.param(
+            lambda: keras.optimizers.MultiOptimizer(lambda variable: None),
+            'MultiOptimizer .*Give one optimizer',
+            marks=pytest.mark.skipif(
+                not hasattr(keras.optimizers, 'MultiOptimizer'), reason='an older Keras'
+            ),
+        ),
         (sgd(gradient_accumulation_steps=2), 'gradient_accumulation_steps = 2 .*train.accumulate'),
         (
             sgd(use_ema=True, ema_overwrite_frequency=5),

@@ -1,5 +1,7 @@
 """The training step on 1, 2 and 4 replicas: nothing goes wrong once a replica."""
 
+import functools
+import itertools
 import math
 import threading
 import time
@@ -391,6 +393,42 @@ def test_averages_of_the_weights_follow_them(make_strategy, replicas):
         training.state.optimizer._model_variables_moving_average, average, strict=True
     ):
         np.testing.assert_allclose(variables[variable.path], average[path], rtol=1e-5, atol=1e-7)
+
+
+MULTI = getattr(keras.optimizers, 'MultiOptimizer', None)
+OPTIMIZERS = sorted(
+    {
+        maker
+        for maker in vars(keras.optimizers).values()
+        if isinstance(maker, type) and issubclass(maker, keras.optimizers.Optimizer)
+    }
+    - {keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer, MULTI},
+    key=lambda maker: maker.__name__,
+)
+
+
+def constrained():
+    layer = keras.layers.Dense(CLASSES, kernel_constraint=keras.constraints.MaxNorm(0.5))
+    return keras.Sequential([layer])
+
+
+@pytest.mark.parametrize('maker', OPTIMIZERS, ids=lambda maker: maker.__name__)
+def test_every_optimizer_updates_as_keras_applies_it(make_strategy, maker):
+    training, twin = (
+        Training(make_strategy(1), model=constrained, optimizer=functools.partial(maker, 0.1))
+        for _ in range(2)
+    )
+    model, optimizer = twin.state.model, twin.state.optimizer
+    for batch in itertools.islice(iter(twin.batches), 3):
+        with tf.GradientTape() as tape:
+            loss = LOSS(batch['labels'], model(batch['inputs'], training=True))
+        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        optimizer.apply(gradients, model.trainable_variables)
+        training.run()
+    expected = twin.variables()
+    for path, value in training.variables().items():
+        if not path.startswith('phalanx/'):
+            np.testing.assert_allclose(value, expected[path], rtol=1e-4, atol=1e-6, err_msg=path)
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])

@@ -92,8 +92,7 @@ class Training:
         )
 
     def totals(self, num_steps=1):
-        totals = self.step.run(self.batches, tf.constant(num_steps, tf.int64))
-        return {name: value.numpy() for name, value in totals.items()}
+        return self.step.run(self.batches, num_steps)
 
     def run(self, num_steps=1):
         return self.step.results(self.totals(num_steps))
