@@ -41,5 +41,7 @@ class WriteError(RuntimeError):
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the name most like `name`, or '' when none is close."""
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f' Did you mean {found[0]!r}?' if found else ''
+    # What differs in case alone is the nearest there is.
+    spelt = {other.lower(): other for other in names}
+    found = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.6)
+    return f' Did you mean {spelt[found[0]]!r}?' if found else ''

@@ -218,8 +218,8 @@ def _check_macros(graph: _Graph, calls: Collection[Call]) -> None:
             '--model_dir=DIR' if name == 'MODEL_DIR' else f'--gin.{name}=VALUE' for name in names
         ]
         raise ConfigError(
-            f'The configuration leaves {", ".join(names)} to you. Set them '
-            f'with {" ".join(flags)} or in a .gin file.'
+            f'The configuration leaves {", ".join(names)} to you. Set '
+            f'{"it" if len(names) == 1 else "them"} with {" ".join(flags)} or in a .gin file.'
         )
 
 

@@ -37,9 +37,21 @@ def check_batch_size(batch_size: int, num_replicas: int, accumulate: int = 1) ->
 def check_loss(loss: Callable) -> None:
     """Raises ConfigError for a Keras loss that was given uncalled."""
     if isinstance(loss, type):
+        home = 'keras.losses.' if loss.__module__.startswith('keras.') else ''
         raise ConfigError(
             f'The loss is the class {loss.__name__}; give an instance. In gin, write it called: '
-            f'LOSS = @{loss.__name__}().'
+            f'LOSS = @{home}{loss.__name__}().'
+        )
+
+
+def check_jit(model: keras.Model, num_replicas: int) -> None:
+    """Raises ConfigError if a layer would add up over replicas within what XLA compiles."""
+    layers = [layer for layer in model._flatten_layers() if getattr(layer, 'synchronized', False)]
+    if layers and num_replicas > 1:
+        raise ConfigError(
+            f'train.jit_compile does not go with the layer {layers[0].name!r}, which is '
+            'synchronized: XLA cannot compile what reduces over replicas. Set '
+            'train.jit_compile = False, or synchronized=False in the layer.'
         )
 
 

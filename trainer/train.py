@@ -22,7 +22,13 @@ from trainer.evaluate import Evaluation
 from trainer.interval import Every, parse_steps
 from trainer.model_dir import ModelDir
 from trainer.observe.report import Report
-from trainer.preflight import check_batch_size, check_keep, check_labels, check_loss
+from trainer.preflight import (
+    check_batch_size,
+    check_jit,
+    check_keep,
+    check_labels,
+    check_loss,
+)
 from trainer.state import build_state
 from trainer.step import TrainStep
 from trainer.stop import StopRequest
@@ -156,6 +162,8 @@ def train(
         )
         check_labels(train_data, loss, state.output_spec)
         check_keep(keep, metrics, eval_data is not None)
+        if jit_compile:
+            check_jit(state.model, strategy.num_replicas_in_sync)
         train_step = TrainStep(
             strategy,
             state,

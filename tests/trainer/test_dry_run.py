@@ -28,8 +28,9 @@ def files(directory):
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in directory.rglob('*')}
 
 
-def test_it_prints_the_plan_and_leaves_nothing(capsys, empty_directory):
+def test_it_prints_the_plan_and_leaves_nothing(capsys, caplog, empty_directory):
     assert main([*RUN, '--dry_run']) == 0
+    assert 'the configuration has changed' not in caplog.text
     assert not list(empty_directory.iterdir())
     plan = capsys.readouterr().out
     assert re.sub(r'(checkpoint: +)[\d,]+', r'\1N', plan) == (

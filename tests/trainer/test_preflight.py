@@ -1,5 +1,7 @@
 """Mistakes that are found before anything expensive is done."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -7,10 +9,16 @@ import tensorflow as tf
 
 from trainer.data.arrays import Arrays
 from trainer.data.pipeline import Data
-from trainer.errors import ConfigError
-from trainer.preflight import check_batch_size, check_labels
+from trainer.errors import ConfigError, nearest
+from trainer.preflight import check_batch_size, check_jit, check_labels, check_loss
 
 LOSS = keras.losses.SparseCategoricalCrossentropy()
+
+
+class Own(keras.losses.Loss):
+    pass
+
+
 LOGITS = tf.TensorSpec([None, 4], tf.float32)
 
 
@@ -80,3 +88,29 @@ class Unbounded(Arrays):
 )
 def test_what_cannot_be_known_is_not_refused(data, loss, outputs):
     check_labels(data, loss, outputs)
+
+
+@pytest.mark.parametrize(
+    ('loss', 'mend'),
+    [(keras.losses.Hinge, 'LOSS = @keras.losses.Hinge()'), (Own, 'LOSS = @Own()')],
+)
+def test_a_loss_given_uncalled_is_told_how_to_write_it(loss, mend):
+    with pytest.raises(ConfigError, match=re.escape(mend)):
+        check_loss(loss)
+
+
+def normalised(synchronized):
+    return keras.Sequential([keras.layers.BatchNormalization(synchronized=synchronized)])
+
+
+def test_synchronised_statistics_do_not_go_with_xla_on_several_replicas():
+    with pytest.raises(ConfigError, match=r"'batch_normalization.*', which is synchronized.*Set"):
+        check_jit(normalised(True), num_replicas=2)
+    check_jit(normalised(True), num_replicas=1)
+    check_jit(normalised(False), num_replicas=2)
+
+
+def test_the_nearest_name_is_found_in_any_case():
+    names = ['Nadam', 'Adam', 'SGD']
+    assert nearest('adam', names) == " Did you mean 'Adam'?"
+    assert nearest('lion', names) == ''

@@ -5,6 +5,7 @@ training, replicas least of all, leaks into what is served. The signature takes 
 the data's deterministic preprocessing is inside.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -25,6 +26,8 @@ from trainer.model_dir import ModelDir
 from trainer.state import State, build_model
 
 _EXAMPLES = 8
+# The folder of a SavedModel that is left to whoever writes it.
+_ORIGIN = 'assets.extra/phalanx.json'
 # The fresh process may use other threads and kernels: the last bits may differ, which in half
 # precision are not far from the first.
 _TOLERANCE = {'float32': 1e-4, 'float16': 1e-2, 'bfloat16': 5e-2}
@@ -38,7 +41,10 @@ def export(
     precision: str = 'float32',
     step: int | None = None,
 ) -> Path:
-    """Writes `model_dir/export/<step>` from a checkpoint, unless it is there.
+    """Writes `model_dir/export/<step>` from a checkpoint, unless it is there already.
+
+    What is there from another state, because the step was trained anew, stays beside it as
+    `<step>.replaced-1`, which no server takes for a version.
 
     The SavedModel is written aside, loaded by a process that imports nothing but TensorFlow,
     compared there with the outputs of the trained model on real examples, and then put in place
@@ -62,8 +68,10 @@ def export(
     dirs = ModelDir(model_dir)
     checkpoints = Checkpoints(dirs.checkpoints, writer=False)
     step = checkpoints.choose(step)
+    tensors, manifest = checkpoints.read(step)
     target = dirs.export / str(step)
-    if target.exists():
+    origin = {'step': step, 'state_sha256': manifest['state_sha256']}
+    if _origin(target) == origin:
         logging.info('%s is there already', target)
         return target
     for litter in dirs.export.glob('.tmp-*'):
@@ -72,7 +80,7 @@ def export(
     with tf.device('CPU:0'):
         built, output_spec = build_model(model, batch_spec(data)['inputs'], precision=precision)
         state = State(built, None, output_spec)
-        state.restore(checkpoints.read(step)[0])
+        state.restore(tensors)
 
         def serve(features):
             outputs = built(model_inputs(data, features), training=False)
@@ -93,10 +101,30 @@ def export(
         try:
             archive.write_out(aside / 'model', verbose=False)
             _prove(aside, tf.function(serve), data, _TOLERANCE[precision])
+            (aside / 'model' / _ORIGIN).parent.mkdir(exist_ok=True)
+            (aside / 'model' / _ORIGIN).write_text(json.dumps(origin))
+            if target.exists():
+                _put_aside(target)
             os.rename(aside / 'model', target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return target
+
+
+def _origin(exported: Path) -> dict | None:
+    """Which state a SavedModel was exported from, if it says so."""
+    try:
+        return json.loads((exported / _ORIGIN).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _put_aside(target: Path) -> None:
+    copy = 1
+    while (aside := target.with_name(f'{target.name}.replaced-{copy}')).exists():
+        copy += 1
+    os.rename(target, aside)
+    logging.warning('%s was of another state of step %s; it is %s now', target, target.name, aside)
 
 
 def _prove(aside: Path, serve: Callable, data: Data, tolerance: float) -> None:

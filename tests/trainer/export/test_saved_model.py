@@ -158,14 +158,17 @@ def test_an_export_that_would_serve_something_else_is_refused_and_leaves_nothing
     assert not list((tmp_path / 'export').iterdir())
 
 
-def test_an_export_that_is_there_is_kept(make_strategy, tmp_path):
+def test_an_export_is_replaced_only_by_one_of_another_state_and_never_lost(make_strategy, tmp_path):
     arguments = trained(make_strategy(1), tmp_path)
     there = tmp_path / 'export' / '2'
     there.mkdir()
     (there / 'saved_model.pb').write_text('mine')
     assert export(**arguments) == there
-    assert [p.name for p in there.iterdir()] == ['saved_model.pb']
-    assert (there / 'saved_model.pb').read_text() == 'mine'
+    assert (tmp_path / 'export' / '2.replaced-1' / 'saved_model.pb').read_text() == 'mine'
+    written = (there / 'saved_model.pb').stat()
+    assert export(**arguments) == there
+    assert (there / 'saved_model.pb').stat() == written
+    assert sorted(p.name for p in there.parent.iterdir()) == ['2', '2.replaced-1']
 
 
 class Double(tf.Module):
