@@ -30,6 +30,8 @@ setup(
         'gin-config==0.5.*',
         'keras>=3.12,<3.16',  # 3.12 is the last for Python 3.10.
         'numpy>=1.26',
+        'psutil>=5.9,<8',
+        'rich>=13,<16',
         f'tensorflow{TENSORFLOW_RANGE}',
         # Not among TensorFlow 2.21's own requirements, but its summaries need it.
         'tensorboard>=2.20,<2.22',

@@ -1,24 +1,38 @@
 """`phalanx VERB`: the program that runs jobs."""
 
+import math
 import sys
 from collections.abc import Sequence
 
 from absl import flags
 
-from launch import local
+from launch.status import logs, status
+from launch.supervisor import Policy, Supervisor
+from trainer import gin_files
 from trainer.errors import ConfigError, nearest
-from trainer.flags import parse, reason
+from trainer.flags import Options, parse, reason
+from trainer.model_dir import ModelDir
 
-VERBS = ('run',)
+VERBS = ('run', 'status', 'logs', 'report')
 
 _USAGE = """\
 usage: phalanx run [--workers=N] [--devices_per_worker=M] --gin_file=FILE --model_dir=DIR [FLAG ...]
 
-Starts the workers of one job on this host and ends when they have ended. All other flags are
-those of `python -m trainer` (see its --help) and go to every worker.
+Starts the workers of one job on this host and brings it to its end: when a worker dies or hangs,
+all are started again from the newest checkpoint. Ctrl-C or SIGTERM saves and ends (exit code 75);
+the same command goes on. All other flags are those of `python -m trainer` (see its --help) and go
+to every worker.
 
   --workers: processes that train together, each with its own devices; default 1.
   --devices_per_worker: GPUs of each worker or, without GPUs, CPU devices to make.
+  --max_restarts: restarts in a row without a new checkpoint; default 3.
+  --grace_seconds: how long workers have to save after a signal; default 60.
+  --patience_seconds: how long any worker may make no progress before it counts as stuck; longer
+    where a phase has been seen to take longer. Default 60.
+
+phalanx status DIR                      how the job in DIR stands
+phalanx logs DIR [--worker=I] [--follow]  what a worker has said in the newest attempt
+phalanx report DIR                      where the time of all attempts went
 """
 
 
@@ -34,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(
                 f'{verb!r} is not a verb of phalanx ({", ".join(VERBS)}).{nearest(verb, VERBS)}'
             )
-        return _run(rest)
+        return _run(rest) if verb == 'run' else _look(verb, rest)
+    except KeyboardInterrupt:
+        return 130
     except ConfigError as error:
         print(f'phalanx: {error.message}', file=sys.stderr)
         return error.exit_code
@@ -42,8 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     own = flags.FlagValues()
-    flags.DEFINE_integer('workers', 1, 'Processes that train together.', 1, flag_values=own)
-    flags.DEFINE_integer('devices_per_worker', None, 'Devices of each.', 1, flag_values=own)
+    new = {'flag_values': own}
+    policy = Policy()
+    flags.DEFINE_integer('workers', 1, 'Processes that train together.', 1, **new)
+    flags.DEFINE_integer('devices_per_worker', None, 'Devices of each.', 1, **new)
+    flags.DEFINE_integer('max_restarts', policy.max_restarts, 'In a row.', 0, **new)
+    flags.DEFINE_float('grace_seconds', policy.grace_seconds, 'To save.', 0.0, **new)
+    flags.DEFINE_float('patience_seconds', policy.patience_seconds, 'Of silence.', 1.0, **new)
+    mine = list(own)
     try:
         rest = own(['phalanx', *argv], known_only=True)[1:]
     except flags.Error as error:
@@ -52,10 +74,52 @@ def _run(argv: list[str]) -> int:
         print(_USAGE)
         return 0
     # A mistake is told once, here, and not by every worker.
-    parse(rest, others=('workers', 'devices_per_worker'))
+    options = parse(rest, others=mine)
     if own.devices_per_worker is not None:
         rest.append(f'--gin.strategy.devices_per_worker={own.devices_per_worker}')
-    return local.run(rest, workers=own.workers)
+    # Only training says how it gets on.
+    trains = options.mode in ('train', 'train_and_evaluate') and not options.dry_run
+    policy = Policy(
+        max_restarts=own.max_restarts,
+        grace_seconds=own.grace_seconds,
+        patience_seconds=own.patience_seconds if trains else math.inf,
+    )
+    supervisor = Supervisor(rest, workers=own.workers, dirs=_model_dir(options), policy=policy)
+    return supervisor.run()
+
+
+def _look(verb: str, argv: list[str]) -> int:
+    own = flags.FlagValues()
+    own.set_gnu_getopt(True)
+    if verb == 'logs':
+        flags.DEFINE_integer('worker', 0, 'Which worker.', 0, flag_values=own)
+        flags.DEFINE_boolean('follow', False, 'Go on.', short_name='f', flag_values=own)
+    try:
+        rest = own(['phalanx', *argv])[1:]
+    except flags.Error as error:
+        raise ConfigError(f'{reason(error)}. phalanx --help lists the flags.') from None
+    if len(rest) != 1:
+        raise ConfigError(f'Of which job? Write: phalanx {verb} DIR, its model_dir.')
+    dirs = ModelDir(rest[0])
+    if verb == 'status':
+        print(status(dirs))
+    elif verb == 'logs':
+        logs(dirs, own.worker, follow=own.follow)
+    else:
+        # Rich takes its time to import.
+        from launch.report import show
+
+        show(dirs)
+    return 0
+
+
+def _model_dir(options: Options) -> ModelDir:
+    """Where the configuration leads the run to."""
+    script = gin_files.read(options.gin_files, options.gin_bindings, options.gin_search_path)
+    bound = [each.value for each in script.bindings if each.name == 'MODEL_DIR']
+    if not bound or not isinstance(bound[-1], str):
+        raise ConfigError('Where shall the run be written? Set --model_dir=DIR.')
+    return ModelDir(bound[-1])
 
 
 if __name__ == '__main__':

@@ -1,6 +1,5 @@
-"""The workers of one job as processes of this host, on loopback."""
+"""The workers of one attempt at a job, as processes of this host that talk over loopback."""
 
-import contextlib
 import json
 import os
 import random
@@ -8,55 +7,79 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-_POLL_SECONDS = 0.1
-# After a signal the others save as well; after a failure they only notice.
-_GRACE_SECONDS = 60.0
-_PEER_SECONDS = 5.0
-_TAIL_LINES = 20
+from trainer.observe import phases
+
+_DUMP_SECONDS = 1.0
 
 
-def run(flags: Sequence[str], *, workers: int = 1) -> int:
-    """Starts `python -m trainer` with the flags in every worker and waits for all of them.
+class Workers:
+    """Processes that train together, each with its log and its record of phases in a directory.
 
-    The chief writes to this program's output, the others to files of a temporary directory that
-    is shown when one of them fails. When one worker fails the others, which wait for it in a
-    collective, are ended. SIGTERM and Ctrl-C are handed on, once.
-
-    Args:
-        flags: of `python -m trainer`.
-        workers: how many processes.
-
-    Returns:
-        The exit code: 0, or that of the first worker that ended otherwise.
+    Attributes:
+        logs: of each worker, what it prints.
+        phases: of each worker, see `trainer.observe.phases`.
     """
-    command = [sys.executable, '-m', 'trainer', *flags]
-    with tempfile.TemporaryDirectory(prefix='phalanx-') as directory:
-        processes, logs = [], []
+
+    def __init__(self, flags: Sequence[str], count: int, directory: Path):
+        """Starts `count` workers.
+
+        Args:
+            flags: of `python -m trainer`.
+            count: how many.
+            directory: where the files go; it exists.
+        """
+        self.logs = [directory / f'worker-{index}.log' for index in range(count)]
+        self.phases = [directory / f'worker-{index}.phases.jsonl' for index in range(count)]
+        self._processes: list[subprocess.Popen] = []
+        command = [sys.executable, '-m', 'launch.child', str(os.getpid()), *flags]
         try:
-            for index, environment in enumerate(_environments(workers)):
-                logs.append(Path(directory) / f'worker-{index}.log' if index else None)
-                with open(logs[-1], 'wb') if index else contextlib.nullcontext() as output:
-                    processes.append(
-                        subprocess.Popen(
-                            command,
-                            env=environment,
-                            stdout=output,
-                            stderr=subprocess.STDOUT if output else None,
-                            # Out of the terminal's group: Ctrl-C comes from here, and once.
-                            start_new_session=True,
-                        )
+            for index, environment in enumerate(_environments(count)):
+                environment[phases.VARIABLE] = str(self.phases[index].absolute())
+                with open(self.logs[index], 'wb') as log:
+                    process = subprocess.Popen(
+                        command,
+                        env=environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        # Out of the terminal's group: Ctrl-C comes from the launcher, and once.
+                        start_new_session=True,
                     )
-            return _wait(processes, logs)
-        finally:
-            for process in processes:
-                if process.poll() is None:
-                    process.kill()
-                process.wait()
+                self._processes.append(process)
+        except BaseException:
+            self.kill()
+            raise
+
+    def codes(self) -> list[int | None]:
+        """Returns each worker's exit code, negative for a signal, None while it runs."""
+        return [process.poll() for process in self._processes]
+
+    def pids(self) -> list[int]:
+        """Returns each worker's process id."""
+        return [process.pid for process in self._processes]
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to all that run."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def dump_stacks(self) -> None:
+        """Has every worker write what all its Python threads do into its log."""
+        self.signal(signal.SIGUSR1)
+        time.sleep(_DUMP_SECONDS)
+
+    def kill(self) -> None:
+        """Ends all that run, with what they have started, and waits for them."""
+        for process in self._processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        for process in self._processes:
+            process.wait()
 
 
 def _environments(workers: int) -> list[dict[str, str]]:
@@ -88,43 +111,3 @@ def free_ports(count: int) -> list[int]:
         if port not in ports:
             ports.append(port)
     return ports
-
-
-def _wait(processes: Sequence[subprocess.Popen], logs: Sequence[Path | None]) -> int:
-    """Returns the first bad exit code once all have ended, or soon after one has failed."""
-    asked = False
-
-    def hand_on(number: int, frame: object) -> None:
-        nonlocal asked
-        del frame
-        asked = True
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        deadline, first_bad = float('inf'), 0
-        while any(process.poll() is None for process in processes):
-            bad = [index for index, process in enumerate(processes) if process.poll()]
-            if bad and not first_bad:
-                first_bad = processes[bad[0]].returncode
-                deadline = time.monotonic() + (_GRACE_SECONDS if asked else _PEER_SECONDS)
-                if not asked:
-                    _tell(bad[0], first_bad, logs[bad[0]])
-            if time.monotonic() > deadline:
-                break
-            time.sleep(_POLL_SECONDS)
-        code = first_bad or next((p.returncode for p in processes if p.returncode), 0)
-        return code if code >= 0 else 1
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _tell(index: int, code: int, log: Path | None) -> None:
-    how = f'was ended by signal {-code}' if code < 0 else f'ended with exit code {code}'
-    print(f'phalanx: worker {index} {how}; ending the others', file=sys.stderr)
-    if log:
-        tail = log.read_text(errors='replace').splitlines()[-_TAIL_LINES:]
-        print(*(f'  worker {index}: {line}' for line in tail), sep='\n', file=sys.stderr)

@@ -17,6 +17,7 @@ from absl.flags import FLAGS
 from trainer import flags, gin_files
 from trainer.cluster import from_environ
 from trainer.errors import ConfigError, Diverged, Preempted, WriteError
+from trainer.observe import phases
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +54,7 @@ def _run(options: flags.Options) -> None:
     mode = 'evaluate' if cluster.type == 'evaluator' else options.mode
     called = _CALLED['train_and_evaluate' if options.dry_run else mode]
 
+    phases.enter('starting')
     # Only now: it takes seconds that a slip of the pen should not cost.
     with _hidden_stderr():
         import tensorflow  # noqa: F401
@@ -82,10 +84,12 @@ def _run(options: flags.Options) -> None:
     without = {'eval_data': None} if mode == 'train' else {}
     result = gin_setup.train(strategy=strategy, cluster=cluster, config=gin_setup.record, **without)
     exported = None
+    phases.enter('exporting', step=result.step)
     if mode == 'train_and_evaluate' and cluster.is_chief:
         exported = gin_setup.export()
     # Workers that end early would look like finished ones if the export failed.
     Agreement(strategy, cluster).wait()
+    phases.enter('ending')
     if cluster.is_chief:
         print(f'finished step {result.step}: {_values(result.metrics)}')
         print(f'state sha256: {result.state_sha256}')

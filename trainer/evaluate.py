@@ -13,6 +13,7 @@ from trainer.checkpoint import Checkpoints
 from trainer.data.pipeline import Data, batch_spec, eval_batches
 from trainer.errors import ConfigError
 from trainer.model_dir import ModelDir
+from trainer.observe import phases
 from trainer.observe.tensorboard import TensorBoard
 from trainer.preflight import check_labels
 from trainer.state import State, build_state
@@ -118,6 +119,7 @@ class Evaluation:
         total = 0.0
         while left:
             steps = min(left, _STEPS_PER_CALL)
+            phases.enter('evaluating')
             total += self._step.run(iterator, tf.constant(steps, tf.int64))
             left -= steps
         seen, expected = int(total[4]), self._data.source.num_examples

@@ -21,6 +21,7 @@ from trainer.errors import Diverged, Preempted
 from trainer.evaluate import Evaluation
 from trainer.interval import Every, parse_steps
 from trainer.model_dir import ModelDir
+from trainer.observe import phases
 from trainer.observe.report import Report
 from trainer.preflight import (
     check_batch_size,
@@ -151,6 +152,7 @@ def train(
         tf.config.run_functions_eagerly(run_eagerly)
 
         # ---- What is trained.
+        phases.enter('building')
         stop = stack.enter_context(StopRequest())
         state = build_state(
             strategy,
@@ -193,6 +195,7 @@ def train(
             checkpoints.clean()
             return checkpoints.newest_good() or 0
 
+        phases.enter('restoring')
         step = int(agreement.chief_does(take_over))
         end = last_step if max_steps is None else min(last_step, step + max_steps)
         known_metrics: dict[str, float] = {}
@@ -242,6 +245,7 @@ def train(
         ]
         logs, evals, saves, histograms = intervals
         started, steps_per_call = time.monotonic(), 1
+        phases.enter('compiling', step=step)
         while step < end:
             due = min(every.next_due(step) or end for every in intervals)
             num_steps = min(steps_per_call, due - step, end - step)
@@ -255,6 +259,7 @@ def train(
                     f'{max_skipped} steps in a row before step {step} were not finite. Lower the '
                     'learning rate, clip gradients, or look at the data.'
                 )
+            phases.enter('stepping', step=step, input_seconds=float(totals['input_seconds']))
             report.add(totals, step - num_steps, num_steps, now - call_started)
 
             # One small sum over the workers, about once a second, keeps all decisions alike:
@@ -275,17 +280,20 @@ def train(
             if histograms.due(step, elapsed):
                 report.histograms(step, state.weights)
             if evaluation and (evals.due(step, elapsed) or step == end):
-                values = evaluation(max_steps)
+                with phases.within_steps('evaluating', step=step):
+                    values = evaluation(max_steps)
                 known_metrics.update({f'eval/{name}': v for name, v in values.items()})
                 report.evaluation(step, values)
             is_candidate = keep.best > 0 and keep.metric in known_metrics
             if saves.due(step, elapsed) or stopping or step == end or is_candidate:
-                save(step)
+                with phases.within_steps('saving', step=step):
+                    save(step)
             if stopping and step < end:
                 checkpoints.close()
                 raise Preempted(f'saved step {step} of {last_step} after a signal')
 
         # ---- The end.
+        phases.enter('saving', step=step)
         checkpoints.close()
         agreement.wait()
         return Result(

@@ -1,0 +1,89 @@
+"""How a job stands, and what its workers say: for jobs that run and for those that have ended."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from launch.ledger import Ledger
+from trainer.errors import ConfigError
+from trainer.model_dir import ModelDir
+
+_FOLLOW_SECONDS = 0.5
+
+
+def status(dirs: ModelDir) -> str:
+    """Returns a few lines on the job in a directory.
+
+    Raises:
+        ConfigError: no job has run there.
+    """
+    events = Ledger(dirs.path / 'ledger.jsonl').read()
+    jobs = [each for each in events if each['event'] == 'job']
+    if not jobs:
+        raise ConfigError(
+            f'{str(dirs.path)!r} holds no ledger.jsonl. Name the --model_dir of a job that was '
+            'started with `phalanx run`.'
+        )
+    last = events[-1]
+    if last['event'] == 'end':
+        meaning = {0: 'finished', 75: 'stopped; run it again to go on', 2: 'refused'}
+        lines = [f'{meaning.get(last["code"], "failed")} (exit code {last["code"]})']
+    elif _runs(jobs[-1]):
+        lines = [f'running, process {jobs[-1]["pid"]} on {jobs[-1]["host"]}']
+    else:
+        lines = ['its launcher was killed; run it again to go on']
+    attempts = [each for each in events if each['event'] == 'attempt']
+    if attempts:
+        number = attempts[-1]['number']
+        lines.append(f'attempt {number}, begun at step {attempts[-1]["step"]}')
+        for index in range(attempts[-1]['workers']):
+            lines.append(
+                f'worker {index}: {_last_word(_file(dirs, number, index, "phases.jsonl"))}'
+            )
+    return '\n'.join(lines)
+
+
+def logs(dirs: ModelDir, worker: int = 0, *, follow: bool = False) -> None:
+    """Prints what a worker has said in the newest attempt, and with `follow` what it says.
+
+    Raises:
+        ConfigError: there is no such log.
+    """
+    numbers = [int(path.name.partition('-')[2]) for path in dirs.logs.glob('attempt-*')]
+    path = _file(dirs, max(numbers, default=0), worker, 'log')
+    if not path.exists():
+        held = ', '.join(str(each.relative_to(dirs.path)) for each in dirs.logs.glob('*/*.log'))
+        raise ConfigError(f'There is no log {str(path)!r}. There is {held or "none"}.')
+    with open(path, errors='replace') as file:
+        while True:
+            text = file.read()
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            if not text:
+                if not follow:
+                    return
+                time.sleep(_FOLLOW_SECONDS)
+
+
+def _file(dirs: ModelDir, attempt: int, worker: int, kind: str) -> Path:
+    return dirs.logs / f'attempt-{attempt}' / f'worker-{worker}.{kind}'
+
+
+def _runs(job: dict) -> bool:
+    try:
+        return psutil.Process(job['pid']).create_time() <= job['time'] + 1.0
+    except (psutil.Error, KeyError):
+        return False
+
+
+def _last_word(path: Path) -> str:
+    lines = path.read_text().splitlines() if path.exists() else []
+    steps = [each['step'] for each in map(json.loads, lines) if 'step' in each]
+    if not lines:
+        return 'starting'
+    last = json.loads(lines[-1])
+    at = f' at step {steps[-1]}' if steps else ''
+    return f'{last["phase"]}{at}, {time.time() - last["time"]:.0f} s ago'
