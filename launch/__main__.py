@@ -2,6 +2,7 @@
 
 import math
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from absl import flags
@@ -77,15 +78,19 @@ def _run(argv: list[str]) -> int:
     options = parse(rest, others=mine)
     if own.devices_per_worker is not None:
         rest.append(f'--gin.strategy.devices_per_worker={own.devices_per_worker}')
-    # Only training says how it gets on.
-    trains = options.mode in ('train', 'train_and_evaluate') and not options.dry_run
-    policy = Policy(
-        max_restarts=own.max_restarts,
-        grace_seconds=own.grace_seconds,
-        patience_seconds=own.patience_seconds if trains else math.inf,
-    )
-    supervisor = Supervisor(rest, workers=own.workers, dirs=_model_dir(options), policy=policy)
-    return supervisor.run()
+    dirs = _model_dir(options)
+    if options.mode in ('train', 'train_and_evaluate') and not options.dry_run:
+        policy = Policy(
+            max_restarts=own.max_restarts,
+            grace_seconds=own.grace_seconds,
+            patience_seconds=own.patience_seconds,
+        )
+        return Supervisor(rest, workers=own.workers, dirs=dirs, policy=policy).run()
+    # What does not train has nothing to go on from, says nothing of how it gets on, and leaves
+    # no trace in the history of the run.
+    policy = Policy(max_restarts=0, patience_seconds=math.inf)
+    with tempfile.TemporaryDirectory(prefix='phalanx-') as aside:
+        return Supervisor(rest, workers=own.workers, dirs=ModelDir(aside), policy=policy).run()
 
 
 def _look(verb: str, argv: list[str]) -> int:

@@ -23,8 +23,9 @@ from launch.watch import Stuck, Watch
 from trainer.model_dir import ModelDir
 
 _POLL_SECONDS = 0.1
-# Workers that make the same mistake end at nearly the same time.
+# Workers that fail for the same reason end at nearly the same time.
 _PEER_SECONDS = 0.3
+_MISTAKE_SECONDS = 5.0
 _TAIL_LINES = 20
 _LONGEST_WAIT_SECONDS = 60.0
 _PREEMPTED, _MISTAKE = 75, 2
@@ -191,8 +192,8 @@ class Supervisor:
         saving = asked or code in (_PREEMPTED, -signal.SIGTERM, -signal.SIGINT)
         if saving and not asked and code != _PREEMPTED:
             workers.signal(signal.SIGTERM)  # Someone stops the job, one worker at a time.
-        end = time.monotonic() + (self._policy.grace_seconds if saving or not code else 0.0)
-        end = max(end, time.monotonic() + _PEER_SECONDS)
+        patience = self._policy.grace_seconds if saving or not code else _PEER_SECONDS
+        end = time.monotonic() + (_MISTAKE_SECONDS if code == _MISTAKE else patience)
         while time.monotonic() < end and None in workers.codes():
             time.sleep(_POLL_SECONDS)
         codes = workers.codes()
@@ -202,7 +203,7 @@ class Supervisor:
             index, code = self._first_bad([(i, c) for i, c in enumerate(codes) if c is not None])
         if _MISTAKE in codes:
             index = codes.index(_MISTAKE)
-            if index:
+            if index:  # Or the screen has it.
                 self._tail(index, workers.logs[index])
             return _Outcome('mistake', index, 'a mistake in flags or configuration')
         if saving:

@@ -10,8 +10,11 @@ from tests.processes import environment
 @pytest.mark.parametrize(
     ('argv', 'message'),
     [
-        (['rum'], "'rum' is not a verb of phalanx (run). Did you mean 'run'?"),
-        (['--workers=2'], "'--workers=2' is not a verb of phalanx (run)."),
+        (
+            ['rum'],
+            "'rum' is not a verb of phalanx (run, status, logs, report). Did you mean 'run'?",
+        ),
+        (['--workers=2'], "'--workers=2' is not a verb of phalanx (run, status, logs, report)."),
         (
             ['run', '--wrokers=2'],
             "Unknown flag --wrokers. Did you mean 'workers'? Settings of the configuration are "
@@ -44,6 +47,12 @@ from tests.processes import environment
             ['run', 'runs/digits.gin'],
             "'runs/digits.gin' is not a flag. A file is given as --gin_file=runs/digits.gin.",
         ),
+        (
+            ['run', '--gin_file=runs/digits.gin'],
+            'Where shall the run be written? Set --model_dir=DIR.',
+        ),
+        (['status'], 'Of which job? Write: phalanx status DIR, its model_dir.'),
+        (['logs', 'a', 'b'], 'Of which job? Write: phalanx logs DIR, its model_dir.'),
         (['run', '--gin.STEPS'], '--gin.STEPS has no value. Write --gin.STEPS=VALUE.'),
     ],
 )
