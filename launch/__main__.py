@@ -1,5 +1,6 @@
 """`phalanx VERB`: the program that runs jobs."""
 
+import contextlib
 import math
 import sys
 import tempfile
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from launch.board import tensorboard
 from launch.status import logs, status
 from launch.supervisor import Policy, Supervisor
 from trainer import gin_files
@@ -30,6 +32,9 @@ to every worker.
   --grace_seconds: how long workers have to save after a signal; default 60.
   --patience_seconds: how long any worker may make no progress before it counts as stuck; longer
     where a phase has been seen to take longer. Default 60.
+  --elastic: after two failures in a row without a new checkpoint, go on with the next smaller
+    number of workers that can share the batch equally, and with all again when they come back.
+  --tensorboard: start TensorBoard on this host's loopback, and end it with the job.
 
 phalanx status DIR                      how the job in DIR stands
 phalanx logs DIR [--worker=I] [--follow]  what a worker has said in the newest attempt
@@ -66,6 +71,8 @@ def _run(argv: list[str]) -> int:
     flags.DEFINE_integer('max_restarts', policy.max_restarts, 'In a row.', 0, **new)
     flags.DEFINE_float('grace_seconds', policy.grace_seconds, 'To save.', 0.0, **new)
     flags.DEFINE_float('patience_seconds', policy.patience_seconds, 'Of silence.', 1.0, **new)
+    flags.DEFINE_boolean('tensorboard', False, 'Show curves.', **new)
+    flags.DEFINE_boolean('elastic', False, 'Go on with fewer.', **new)
     mine = list(own)
     try:
         rest = own(['phalanx', *argv], known_only=True)[1:]
@@ -84,8 +91,13 @@ def _run(argv: list[str]) -> int:
             max_restarts=own.max_restarts,
             grace_seconds=own.grace_seconds,
             patience_seconds=own.patience_seconds,
+            elastic=own.elastic,
         )
-        return Supervisor(rest, workers=own.workers, dirs=dirs, policy=policy).run()
+        with contextlib.ExitStack() as stack:
+            if own.tensorboard:
+                address = stack.enter_context(tensorboard(dirs.path))
+                print(f'phalanx: TensorBoard at {address}', file=sys.stderr, flush=True)
+            return Supervisor(rest, workers=own.workers, dirs=dirs, policy=policy).run()
     # What does not train has nothing to go on from, says nothing of how it gets on, and leaves
     # no trace in the history of the run.
     policy = Policy(max_restarts=0, patience_seconds=math.inf)

@@ -6,11 +6,11 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch import child
 from trainer.observe import phases
 
 _DUMP_SECONDS = 1.0
@@ -35,7 +35,7 @@ class Workers:
         self.logs = [directory / f'worker-{index}.log' for index in range(count)]
         self.phases = [directory / f'worker-{index}.phases.jsonl' for index in range(count)]
         self._processes: list[subprocess.Popen] = []
-        command = [sys.executable, '-m', 'launch.child', str(os.getpid()), *flags]
+        command = child.command('trainer', *flags)
         try:
             for index, environment in enumerate(_environments(count)):
                 environment[phases.VARIABLE] = str(self.phases[index].absolute())

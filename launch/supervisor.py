@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from launch import stacks
 from launch.ledger import Ledger
 from launch.local import Workers
 from launch.watch import Stuck, Watch
@@ -39,11 +40,13 @@ class Policy:
         max_restarts: restarts in a row without a new checkpoint.
         grace_seconds: how long workers have to save after a signal.
         patience_seconds: for how long a worker may be silent in any phase.
+        elastic: go on with fewer workers where all cannot be brought back.
     """
 
     max_restarts: int = 3
     grace_seconds: float = 60.0
     patience_seconds: float = 60.0
+    elastic: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Supervisor:
             policy: what may be done; the default is `Policy()`.
         """
         self._flags, self._count, self._dirs = list(flags), workers, dirs
+        self._wanted = workers
         self._policy = policy or Policy()
         self._ledger = Ledger(dirs.path / 'ledger.jsonl')
         self._signals: list[int] = []  # that have come
@@ -104,7 +108,11 @@ class Supervisor:
                 return {'finished': 0, 'stopped': _PREEMPTED, 'mistake': _MISTAKE}[outcome.kind]
             if newest > before:
                 failures.clear()
+                self._count = self._wanted  # They may be there again.
             failures.append(outcome)
+            if self._policy.elastic and len(failures) > 1 and (fewer := self._fewer()):
+                self._say(f'going on with {fewer} workers instead of {self._count}')
+                self._count = fewer
             if len(failures) > self._policy.max_restarts:
                 self._give_up(failures)
                 return 1
@@ -217,9 +225,14 @@ class Supervisor:
         return _Outcome('failed', index, reason, workers.logs[index])
 
     def _stuck(self, workers: Workers, stuck: Stuck) -> _Outcome:
-        self._say(f'{stuck}; what all workers do is in their logs')
-        self._ledger.write('stuck', **dataclasses.asdict(stuck))
         workers.dump_stacks()
+        place = stacks.blame(workers.logs)
+        if place and not stuck.stopped and (stuck.phase == 'stepping' or place.reads_data):
+            # All that wait in a step fell silent together; only their stacks tell for whom.
+            phase = 'waiting for data' if place.reads_data else stuck.phase
+            stuck = dataclasses.replace(stuck, worker=place.worker, phase=phase, where=place.where)
+        self._say(f'{stuck}; the stacks of all workers are in their logs')
+        self._ledger.write('stuck', **dataclasses.asdict(stuck))
         return _Outcome('failed', stuck.worker, str(stuck), workers.logs[stuck.worker])
 
     def _give_up(self, failures: Sequence[_Outcome]) -> None:
@@ -229,6 +242,18 @@ class Supervisor:
             f'first of them: {first.reason}. Its log is {first.log}'
         )
         self._tail(first.worker or 0, first.log)
+
+    def _fewer(self) -> int:
+        """The next smaller number of workers that can share the global batch equally, or 0."""
+        path = self._dirs.checkpoints / f'step-{self._newest_step():08d}' / 'manifest.json'
+        try:
+            manifest = json.loads(path.read_text())
+            each = manifest['topology']['replicas_per_worker']
+            batch = manifest['global_batch_size']
+        except (OSError, ValueError, KeyError):
+            return 0  # Before the first checkpoint nothing is known of the run.
+        fitting = [count for count in range(1, self._count) if batch % (count * each) == 0]
+        return max(fitting, default=0)
 
     def _newest_step(self) -> int:
         """The step of the newest committed checkpoint, 0 if there is none."""

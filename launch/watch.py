@@ -35,6 +35,7 @@ class Stuck:
         seconds: for how long it has said nothing.
         allowed: how long it may.
         stopped: whether the process is stopped (SIGSTOP), not just silent.
+        where: what its Python code is in, if that is known.
     """
 
     worker: int
@@ -42,9 +43,11 @@ class Stuck:
     seconds: float
     allowed: float
     stopped: bool
+    where: str = ''
 
     def __str__(self) -> str:
         why = '; the process is stopped' if self.stopped else ''
+        why += f'; it is in {self.where}' if self.where else ''
         return (
             f'worker {self.worker} makes no progress in the phase {self.phase!r}: no word for '
             f'{self.seconds:.0f} s, where {self.allowed:.0f} s are allowed{why}'

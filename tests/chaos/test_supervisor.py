@@ -176,6 +176,80 @@ def test_a_stopped_worker_is_found_and_replaced(tmp_path, undisturbed, index):
     assert bits(model_dir) == undisturbed
 
 
+# Each fault waits for a file, takes it away, and hangs, on one worker.
+FAULTS = """
+import json
+import os
+import time
+
+import gin
+import tensorflow as tf
+
+import trainer.train
+from trainer.data.augment import scale_images
+
+INDEX = json.loads(os.environ.get('TF_CONFIG', '{"task": {"index": 0}}'))['task']['index']
+
+
+def hang(kind, worker):
+    if INDEX == worker and os.path.exists(kind):
+        os.remove(kind)
+        time.sleep(1000)
+
+
+@gin.register
+def hanging_input(features):
+    def look(image):
+        hang('data', 1)
+        return image
+
+    features = scale_images(features)
+    image = tf.numpy_function(look, [features['image']], tf.float32)
+    return {**features, 'image': tf.ensure_shape(image, features['image'].shape)}
+
+
+def before(module, name, kind, worker):
+    original = getattr(module, name)
+
+    def faulty(*args, **kwargs):
+        hang(kind, worker)
+        return original(*args, **kwargs)
+
+    setattr(module, name, faulty)
+
+
+before(os, 'fsync', 'save', 0)
+before(trainer.train.Report, 'add', 'python', 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ('kind', 'worker', 'phase', 'where'),
+    [
+        ('data', 1, 'waiting for data', 'faults.py, line 18, in hang'),
+        ('python', 1, 'stepping', 'faults.py, line 18, in hang'),
+        ('save', 0, 'saving', ''),
+    ],
+)
+def test_a_worker_that_hangs_is_found_with_what_it_hangs_in(tmp_path, kind, worker, phase, where):
+    (tmp_path / 'faults.py').write_text(FAULTS)
+    (tmp_path / 'faults.gin').write_text('import faults\n')
+    faults = ('--gin_file=faults.gin', '--gin.Data.preprocess=@hanging_input')
+    more = ('--gin.STEPS=3000', '--gin.train.eval_every=None', '--mode=train')
+    model_dir = tmp_path / 'run'
+    with Job(model_dir, '--patience_seconds=8', *faults, *more) as job:
+        job.until(lambda: list((model_dir / 'checkpoints').glob('step-*')))
+        began = time.time()
+        (tmp_path / kind).write_text('')
+        job.until(lambda: job.attempts() == 2)
+        code, output = job.end()
+    assert code == 0, output
+    (stuck,) = ledger(model_dir, 'stuck')
+    assert (stuck['worker'], stuck['phase']) == (worker, phase), output
+    assert stuck['where'].endswith(where)
+    assert stuck['time'] - began < 40
+
+
 # Of the short form.
 SIGNALS = {
     ('starting', 'launcher'),
@@ -213,6 +287,43 @@ def test_a_signal_in_any_phase_ends_the_job_and_it_goes_on(tmp_path, undisturbed
     assert code == 0, output
     assert (model_dir / 'export' / '900' / 'saved_model.pb').exists()
     assert bits(model_dir) == undisturbed
+
+
+BROKEN = """
+import json
+import os
+
+if json.loads(os.environ['TF_CONFIG'])['task']['index'] > 1 and os.path.exists('down'):
+    raise RuntimeError('this device is down')
+"""
+
+
+def test_an_elastic_job_goes_on_with_fewer_workers_and_then_with_all(tmp_path):
+    (tmp_path / 'broken.py').write_text(BROKEN)
+    (tmp_path / 'broken.gin').write_text('import broken\n')
+    plain = ('--gin_file=models/mlp.gin', '--gin.mlp.dropout=0.0', '--mode=train')
+    straight, elastic = tmp_path / 'straight', tmp_path / 'elastic'
+    with Job(straight, *plain, workers=4) as job:
+        assert job.end()[0] == 0
+    with Job(elastic, *plain, '--gin_file=broken.gin', '--elastic', workers=4) as job:
+        saved = elastic / 'checkpoints' / 'step-00000200'
+        job.until(saved.exists)
+        (tmp_path / 'down').write_text('')
+        job.worker(3).kill()
+        job.until(lambda: job.phase('stepping', attempt=3))
+        job.until((elastic / 'checkpoints' / 'step-00000600').exists)
+        (tmp_path / 'down').unlink()
+        job.worker(1).kill()
+        code, output = job.end()
+    assert code == 0, output
+    assert [each['workers'] for each in ledger(elastic, 'attempt')] == [4, 4, 2, 4]
+    assert 'going on with 2 workers instead of 4' in output
+    assert bits(elastic)[1] == bits(straight)[1]
+    losses = [
+        float(json.loads(path.read_text())['metrics']['train/loss'])
+        for path in (run / 'checkpoints/step-00000900/manifest.json' for run in (straight, elastic))
+    ]
+    assert abs(losses[0] - losses[1]) < 1e-5
 
 
 def test_workers_do_not_outlive_a_launcher_that_is_killed(tmp_path, undisturbed):
