@@ -12,7 +12,7 @@ from launch.board import tensorboard
 from launch.status import logs, status
 from launch.supervisor import Policy, Supervisor
 from trainer import gin_files
-from trainer.errors import ConfigError, nearest
+from trainer.errors import ConfigError, WriteError, nearest
 from trainer.flags import Options, parse, reason
 from trainer.model_dir import ModelDir
 
@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(rest) if verb == 'run' else _look(verb, rest)
     except KeyboardInterrupt:
         return 130
-    except ConfigError as error:
-        print(f'phalanx: {error.message}', file=sys.stderr)
+    except (ConfigError, WriteError) as error:
+        print(f'phalanx: {error}', file=sys.stderr)
         return error.exit_code
 
 

@@ -1,5 +1,6 @@
 """The workers of one attempt at a job, as processes of this host that talk over loopback."""
 
+import itertools
 import json
 import os
 import random
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import child
+from trainer.errors import ConfigError
 from trainer.observe import phases
 
 _DUMP_SECONDS = 1.0
@@ -88,14 +90,35 @@ def _environments(workers: int) -> list[dict[str, str]]:
     common = {name: value for name, value in os.environ.items() if name != 'TF_CONFIG'}
     if workers == 1:
         return [common]
-    # Each worker would otherwise start a thread for every core of the host.
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
-    common.setdefault('TF_NUM_INTRAOP_THREADS', str(threads))
+    gpus = _gpus()
+    if gpus and len(gpus) < workers:
+        raise ConfigError(
+            f'{workers} workers need a GPU each, but there are {len(gpus)}: {",".join(gpus)}. Use '
+            f'--workers={len(gpus)}, or set CUDA_VISIBLE_DEVICES=-1 to train on the CPU.'
+        )
+    each = len(gpus) // workers
+    if not gpus:
+        # Each worker would otherwise start a thread for every core of the host.
+        threads = max(1, len(os.sched_getaffinity(0)) // workers)
+        common.setdefault('TF_NUM_INTRAOP_THREADS', str(threads))
     cluster = {'worker': [f'127.0.0.1:{port}' for port in free_ports(workers)]}
-    tasks = [{'type': 'worker', 'index': index} for index in range(workers)]
-    return [
-        {**common, 'TF_CONFIG': json.dumps({'cluster': cluster, 'task': task})} for task in tasks
-    ]
+    environments = []
+    for index in range(workers):
+        task = {'cluster': cluster, 'task': {'type': 'worker', 'index': index}}
+        environments.append({**common, 'TF_CONFIG': json.dumps(task)})
+        if gpus:
+            own = gpus[index * each : (index + 1) * each]
+            environments[-1]['CUDA_VISIBLE_DEVICES'] = ','.join(own)
+    return environments
+
+
+def _gpus() -> list[str]:
+    """The GPUs that this process may use, by CUDA's names."""
+    if (visible := os.environ.get('CUDA_VISIBLE_DEVICES')) is not None:
+        # CUDA sees those before the first that is not there.
+        return list(itertools.takewhile(lambda name: name not in ('', '-1'), visible.split(',')))
+    devices = Path('/dev').glob('nvidia[0-9]*')
+    return sorted((path.name.removeprefix('nvidia') for path in devices), key=int)
 
 
 def free_ports(count: int) -> list[int]:

@@ -80,10 +80,17 @@ class Supervisor:
         self._signals: list[int] = []  # that have come
 
     def run(self) -> int:
-        """Returns the exit code: 0 finished, 2 a mistake, 75 stopped after saving, 1 failed."""
+        """Returns the exit code: 0 finished, 2 a mistake, 75 stopped after saving, 1 failed.
+
+        Raises:
+            ConfigError: the directory cannot be written, another launcher holds it, or this host
+                has too few GPUs.
+            WriteError: the disk is full.
+        """
         was_there = self._dirs.path.exists()
         self._dirs.create()
-        with self._catching_signals():
+        locked = self._dirs.lock('logs/lock')
+        with locked, self._dirs.full_disk_is_told(), self._catching_signals():
             self._ledger.write(
                 'job',
                 workers=self._count,

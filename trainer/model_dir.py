@@ -121,15 +121,18 @@ class ModelDir:
             ) from error
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, name: str = 'lock') -> Iterator[None]:
         """Holds the directory for one writer, in one process, until the block is left.
 
         The kernel frees the lock when its holder dies, however it dies.
 
+        Args:
+            name: of the file that is locked; writers of different things have different ones.
+
         Raises:
             ConfigError: another process holds it, or the file system has no locks.
         """
-        path = self.path / 'lock'
+        path = self.path / name
         with open(path, 'a+', encoding='utf-8') as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,6 +13,7 @@ import pytest
 
 from launch import local
 from tests.processes import environment
+from trainer.errors import ConfigError
 
 RUN = [
     '--gin_file=runs/digits.gin',
@@ -86,6 +87,16 @@ def test_the_threads_of_the_host_are_shared_out_unless_the_user_did(monkeypatch)
     assert threads == {str(max(1, cores // 2))}
     monkeypatch.setenv('TF_NUM_INTRAOP_THREADS', '7')
     assert local._environments(2)[1]['TF_NUM_INTRAOP_THREADS'] == '7'
+
+
+def test_the_gpus_of_the_host_are_shared_out(monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,5,6,7,-1,2')
+    assert [each['CUDA_VISIBLE_DEVICES'] for each in local._environments(2)] == ['4,5', '6,7']
+    assert local._environments(1)[0]['CUDA_VISIBLE_DEVICES'] == '4,5,6,7,-1,2'
+    with pytest.raises(ConfigError, match='5 workers need a GPU each, but there are 4: 4,5,6,7'):
+        local._environments(5)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
+    assert {each['CUDA_VISIBLE_DEVICES'] for each in local._environments(2)} == {'-1'}
 
 
 def test_a_mistake_that_all_workers_make_is_their_exit_code_and_shown_once(tmp_path):

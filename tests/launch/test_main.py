@@ -5,6 +5,7 @@ import pytest
 
 from launch.__main__ import main
 from tests.processes import environment
+from trainer.model_dir import ModelDir
 
 
 @pytest.mark.parametrize(
@@ -87,3 +88,19 @@ sys.exit(code)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith('phalanx: --mode=trian is none of ')
     assert done.stderr.count('\n') == 1
+
+
+def test_a_model_dir_that_another_launcher_holds_is_refused(tmp_path, capsys):
+    dirs = ModelDir(tmp_path)
+    dirs.create()
+    with dirs.lock('logs/lock'):
+        assert main(['run', '--gin_file=runs/digits.gin', f'--model_dir={tmp_path}']) == 2
+    assert 'is in use by process' in capsys.readouterr().err
+    assert not (tmp_path / 'ledger.jsonl').exists()
+
+
+def test_what_cannot_be_a_model_dir_is_told_before_any_worker_starts(tmp_path, capsys):
+    (tmp_path / 'file').write_text('')
+    argv = ['run', '--gin_file=runs/digits.gin', f'--model_dir={tmp_path}/file/run']
+    assert main(argv) == 2
+    assert 'is a file. Move it away' in capsys.readouterr().err
