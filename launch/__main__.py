@@ -97,12 +97,29 @@ def _run(argv: list[str]) -> int:
             if own.tensorboard:
                 address = stack.enter_context(tensorboard(dirs.path))
                 print(f'phalanx: TensorBoard at {address}', file=sys.stderr, flush=True)
-            return Supervisor(rest, workers=own.workers, dirs=dirs, policy=policy).run()
+            code = Supervisor(rest, workers=own.workers, dirs=dirs, policy=policy).run()
+        if code != ConfigError.exit_code:
+            _tell_verdict(dirs)
+        return code
     # What does not train has nothing to go on from, says nothing of how it gets on, and leaves
     # no trace in the history of the run.
     policy = Policy(max_restarts=0, patience_seconds=math.inf)
     with tempfile.TemporaryDirectory(prefix='phalanx-') as aside:
         return Supervisor(rest, workers=own.workers, dirs=ModelDir(aside), policy=policy).run()
+
+
+def _tell_verdict(dirs: ModelDir) -> None:
+    # Rich takes its time to import.
+    from launch.report import account, verdict
+
+    result = account(dirs)
+    for sentence in verdict(result):
+        print(f'phalanx: {sentence}', file=sys.stderr)
+    print(
+        f'phalanx: {result.wall:,.0f} s in {result.attempts} attempt(s), {result.goodput:.0%} of '
+        f'them in steps that count; `phalanx report {dirs.path}` tells more',
+        file=sys.stderr,
+    )
 
 
 def _look(verb: str, argv: list[str]) -> int:

@@ -14,6 +14,8 @@ from launch.ledger import Ledger
 from trainer.errors import ConfigError
 from trainer.model_dir import ModelDir
 
+# What takes more than this share is worth a sentence.
+_NOTABLE = 0.1
 # In the order of the table, with what each means.
 CATEGORIES = {
     'steps': 'training that counts',
@@ -108,6 +110,31 @@ def account(dirs: ModelDir) -> Account:
     )
 
 
+def verdict(result: Account) -> list[str]:
+    """Returns what stands out, in plain sentences; none if there is nothing to say."""
+    seconds, sentences = result.seconds, []
+    training = seconds['steps'] + seconds['lost'] + seconds['input wait']
+    waiting = seconds['input wait'] / training if training else 0.0
+    if waiting >= _NOTABLE:
+        sentences.append(
+            f'Input-bound: the replicas waited for batches {waiting:.0%} of the training time. '
+            'Make preprocessing and augmentation cheaper, or give them more cores.'
+        )
+    saving = seconds['saving'] / training if training else 0.0
+    if saving >= _NOTABLE:
+        sentences.append(
+            f'Saving held up training for {saving:.0%} of its time. Save less often, or to a '
+            'faster disk.'
+        )
+    spoilt = seconds['lost'] + seconds['down']
+    if result.events and spoilt > _NOTABLE * result.wall:
+        sentences.append(
+            f'{len(result.events)} failure(s) cost {spoilt:,.0f} s of steps done again and of '
+            'waiting. Checkpoints at shorter intervals would lose less.'
+        )
+    return sentences
+
+
 def show(dirs: ModelDir, console: Console | None = None) -> None:
     """Prints the account of a job as a table with bars."""
     result = account(dirs)
@@ -123,6 +150,8 @@ def show(dirs: ModelDir, console: Console | None = None) -> None:
     table.add_row('all', f'{result.wall:,.1f}', '', '', f'{result.attempts} attempt(s)')
     console = console or Console()
     console.print(table)
+    for sentence in verdict(result):
+        console.print(sentence, highlight=False)
     console.print(f'goodput {result.goodput:.1%}, newest checkpoint of step {result.step}')
     for event in result.events:
         what = f'worker {event["worker"]} ' + (

@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from launch.report import account, show
+from launch.report import CATEGORIES, Account, account, show, verdict
 from trainer.errors import ConfigError
 from trainer.model_dir import ModelDir
 
@@ -80,6 +80,17 @@ def test_the_table_has_every_category_and_the_deaths(dirs):
     show(dirs, Console(file=text, width=100))
     for words in ('input wait', 'lost', '18.0', 'goodput 27.0%', 'worker 1 ended with -9'):
         assert words in text.getvalue()
+
+
+def test_the_verdict_says_what_stands_out_in_plain_words(dirs):
+    bound, spoilt = verdict(account(dirs))
+    assert bound.startswith('Input-bound: the replicas waited for batches 10% of the training time')
+    assert spoilt.startswith('1 failure(s) cost 20 s of steps done again and of waiting.')
+
+
+def test_the_verdict_on_a_smooth_run_is_silence():
+    seconds = {**dict.fromkeys(CATEGORIES, 0.0), 'steps': 90.0, 'start and end': 10.0}
+    assert verdict(Account(seconds, 100.0, 1, 900, [])) == []
 
 
 def test_a_job_whose_launcher_was_killed_ends_with_the_last_sign_of_life(dirs):
