@@ -84,6 +84,16 @@ class Workers:
             process.wait()
 
 
+def check_gpus(workers: int) -> None:
+    """Raises ConfigError if there are GPUs on this host, but not one for each worker."""
+    gpus = _gpus()
+    if workers > 1 and gpus and len(gpus) < workers:
+        raise ConfigError(
+            f'{workers} workers need a GPU each, but there are {len(gpus)}: {",".join(gpus)}. Use '
+            f'--workers={len(gpus)}, or set CUDA_VISIBLE_DEVICES=-1 to train on the CPU.'
+        )
+
+
 def _environments(workers: int) -> list[dict[str, str]]:
     """Each worker's environment variables."""
     # TF_CONFIG of an outer job is that job's business.
@@ -91,11 +101,6 @@ def _environments(workers: int) -> list[dict[str, str]]:
     if workers == 1:
         return [common]
     gpus = _gpus()
-    if gpus and len(gpus) < workers:
-        raise ConfigError(
-            f'{workers} workers need a GPU each, but there are {len(gpus)}: {",".join(gpus)}. Use '
-            f'--workers={len(gpus)}, or set CUDA_VISIBLE_DEVICES=-1 to train on the CPU.'
-        )
     each = len(gpus) // workers
     if not gpus:
         # Each worker would otherwise start a thread for every core of the host.

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from launch import stacks
 from launch.ledger import Ledger
-from launch.local import Workers
+from launch.local import Workers, check_gpus
 from launch.watch import Stuck, Watch
 from trainer.model_dir import ModelDir
 
@@ -87,6 +87,7 @@ class Supervisor:
                 has too few GPUs.
             WriteError: the disk is full.
         """
+        check_gpus(self._count)
         was_there = self._dirs.path.exists()
         self._dirs.create()
         locked = self._dirs.lock('logs/lock')

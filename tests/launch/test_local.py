@@ -94,7 +94,8 @@ def test_the_gpus_of_the_host_are_shared_out(monkeypatch):
     assert [each['CUDA_VISIBLE_DEVICES'] for each in local._environments(2)] == ['4,5', '6,7']
     assert local._environments(1)[0]['CUDA_VISIBLE_DEVICES'] == '4,5,6,7,-1,2'
     with pytest.raises(ConfigError, match='5 workers need a GPU each, but there are 4: 4,5,6,7'):
-        local._environments(5)
+        local.check_gpus(5)
+    local.check_gpus(4)
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
     assert {each['CUDA_VISIBLE_DEVICES'] for each in local._environments(2)} == {'-1'}
 
