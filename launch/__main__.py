@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     own = flags.FlagValues()
+    own.set_gnu_getopt(True)
     new = {'flag_values': own}
     policy = Policy()
     flags.DEFINE_integer('workers', 1, 'Processes that train together.', 1, **new)
@@ -83,6 +84,8 @@ def _run(argv: list[str]) -> int:
         return 0
     # A mistake is told once, here, and not by every worker.
     options = parse(rest, others=mine)
+    if options is None:
+        return 0
     if own.devices_per_worker is not None:
         rest.append(f'--gin.strategy.devices_per_worker={own.devices_per_worker}')
     dirs = _model_dir(options)
@@ -103,7 +106,7 @@ def _run(argv: list[str]) -> int:
         return code
     # What does not train has nothing to go on from, says nothing of how it gets on, and leaves
     # no trace in the history of the run.
-    policy = Policy(max_restarts=0, patience_seconds=math.inf)
+    policy = Policy(max_restarts=0, grace_seconds=own.grace_seconds, patience_seconds=math.inf)
     with tempfile.TemporaryDirectory(prefix='phalanx-') as aside:
         return Supervisor(rest, workers=own.workers, dirs=ModelDir(aside), policy=policy).run()
 

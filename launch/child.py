@@ -23,8 +23,9 @@ def main() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(launcher):
         sys.exit(1)  # It ended before the line above.
-    # A handler in C, which answers while Python waits for TensorFlow.
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    # A handler in C, which answers while Python waits for TensorFlow. To a copy of the log's
+    # descriptor: while TensorFlow is imported, that of stderr is another file.
+    faulthandler.register(signal.SIGUSR1, file=os.dup(2), all_threads=True)
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name='__main__', alter_sys=True)
 

@@ -1,5 +1,6 @@
 """What happened to a job, over all its attempts: `ledger.jsonl`, one JSON object a line."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -19,22 +20,30 @@ class Ledger:
     def write(self, event: str, **fields: object) -> None:
         """Appends an event; what cannot be written is left out, the job goes on."""
         line = json.dumps({'time': round(time.time(), 3), 'event': event, **fields})
-        try:
-            with open(self._path, 'a', encoding='utf-8') as file:
-                file.write(line + '\n')
-        except OSError:
-            pass
+        with contextlib.suppress(OSError), open(self._path, 'a', encoding='utf-8') as file:
+            file.write(line + '\n')
 
     def read(self) -> list[dict]:
-        """Returns all events, in order; a line that a crash has cut short is left out."""
-        events = []
-        try:
-            lines = self._path.read_text(encoding='utf-8').splitlines()
-        except FileNotFoundError:
-            return []
-        for line in lines:
-            try:
-                events.append(json.loads(line))
-            except ValueError:
-                continue
-        return events
+        """Returns all events, in order."""
+        return json_lines(self._path)
+
+
+def json_lines(path: Path) -> list[dict]:
+    """Returns the objects of a file with one a line; a line that a crash or a full disk has cut
+    short is left out, and a file that is not there has none."""
+    try:
+        text = path.read_text(encoding='utf-8', errors='replace')
+    except FileNotFoundError:
+        return []
+    return parse_lines(text)
+
+
+def parse_lines(text: str) -> list[dict]:
+    """Returns the JSON objects among the lines of a text."""
+    found = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            value = json.loads(line)
+            if isinstance(value, dict):
+                found.append(value)
+    return found

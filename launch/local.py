@@ -1,5 +1,6 @@
 """The workers of one attempt at a job, as processes of this host that talk over loopback."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -26,20 +27,21 @@ class Workers:
         phases: of each worker, see `trainer.observe.phases`.
     """
 
-    def __init__(self, flags: Sequence[str], count: int, directory: Path):
+    def __init__(self, flags: Sequence[str], count: int, directory: Path, *, wanted: int):
         """Starts `count` workers.
 
         Args:
             flags: of `python -m trainer`.
             count: how many.
             directory: where the files go; it exists.
+            wanted: how many there should be; each gets its share of the GPUs as if they were.
         """
         self.logs = [directory / f'worker-{index}.log' for index in range(count)]
         self.phases = [directory / f'worker-{index}.phases.jsonl' for index in range(count)]
         self._processes: list[subprocess.Popen] = []
         command = child.command('trainer', *flags)
         try:
-            for index, environment in enumerate(_environments(count)):
+            for index, environment in enumerate(_environments(count, wanted)):
                 environment[phases.VARIABLE] = str(self.phases[index].absolute())
                 with open(self.logs[index], 'wb') as log:
                     process = subprocess.Popen(
@@ -60,9 +62,9 @@ class Workers:
         """Returns each worker's exit code, negative for a signal, None while it runs."""
         return [process.poll() for process in self._processes]
 
-    def pids(self) -> list[int]:
-        """Returns each worker's process id."""
-        return [process.pid for process in self._processes]
+    def pids(self) -> list[int | None]:
+        """Returns each worker's process id, None once it has ended."""
+        return [None if process.poll() is not None else process.pid for process in self._processes]
 
     def signal(self, number: int) -> None:
         """Sends a signal to all that run."""
@@ -78,7 +80,8 @@ class Workers:
     def kill(self) -> None:
         """Ends all that run, with what they have started, and waits for them."""
         for process in self._processes:
-            if process.poll() is None:
+            # The group may outlive the worker: an export has a process to prove it.
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         for process in self._processes:
             process.wait()
@@ -94,14 +97,15 @@ def check_gpus(workers: int) -> None:
         )
 
 
-def _environments(workers: int) -> list[dict[str, str]]:
+def _environments(workers: int, wanted: int | None = None) -> list[dict[str, str]]:
     """Each worker's environment variables."""
     # TF_CONFIG of an outer job is that job's business.
     common = {name: value for name, value in os.environ.items() if name != 'TF_CONFIG'}
-    if workers == 1:
+    wanted = wanted or workers
+    if wanted == 1:
         return [common]
     gpus = _gpus()
-    each = len(gpus) // workers
+    each = len(gpus) // wanted
     if not gpus:
         # Each worker would otherwise start a thread for every core of the host.
         threads = max(1, len(os.sched_getaffinity(0)) // workers)
@@ -133,7 +137,7 @@ def free_ports(count: int) -> list[int]:
         port = random.randrange(10_000, 32_000)
         with socket.socket() as probe:
             try:
-                probe.bind(('127.0.0.1', port))
+                probe.bind(('', port))  # On all interfaces, as TensorFlow's server will.
             except OSError:
                 continue
         if port not in ports:

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from launch.ledger import Ledger
+from launch.ledger import Ledger, json_lines
 from trainer.errors import ConfigError
 from trainer.model_dir import ModelDir
 
@@ -177,14 +176,7 @@ def _spans(events: Sequence[dict], logs: Path) -> Iterator[tuple[float, float, l
 
 def _lines(logs: Path, attempt: int) -> list[dict]:
     """The chief's phases; a line that a kill has cut short is left out."""
-    path = logs / f'attempt-{attempt}' / 'worker-0.phases.jsonl'
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
+    return json_lines(logs / f'attempt-{attempt}' / 'worker-0.phases.jsonl')
 
 
 def _attempt(begin: float, lines: Sequence[dict], kept: int | None) -> Iterator[tuple[str, float]]:

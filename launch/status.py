@@ -1,13 +1,13 @@
 """How a job stands, and what its workers say: for jobs that run and for those that have ended."""
 
-import json
+import socket
 import sys
 import time
 from pathlib import Path
 
 import psutil
 
-from launch.ledger import Ledger
+from launch.ledger import Ledger, json_lines
 from trainer.errors import ConfigError
 from trainer.model_dir import ModelDir
 
@@ -73,17 +73,19 @@ def _file(dirs: ModelDir, attempt: int, worker: int, kind: str) -> Path:
 
 
 def _runs(job: dict) -> bool:
+    """Whether a launcher is still there; of another host that is taken for granted."""
     try:
-        return psutil.Process(job['pid']).create_time() <= job['time'] + 1.0
+        here = job['host'] == socket.gethostname()
+        return not here or psutil.Process(job['pid']).create_time() <= job['time'] + 1.0
     except (psutil.Error, KeyError):
         return False
 
 
 def _last_word(path: Path) -> str:
-    lines = path.read_text().splitlines() if path.exists() else []
-    steps = [each['step'] for each in map(json.loads, lines) if 'step' in each]
+    lines = json_lines(path)
+    steps = [each['step'] for each in lines if 'step' in each]
     if not lines:
         return 'starting'
-    last = json.loads(lines[-1])
+    last = lines[-1]
     at = f' at step {steps[-1]}' if steps else ''
     return f'{last["phase"]}{at}, {time.time() - last["time"]:.0f} s ago'

@@ -4,6 +4,7 @@ TensorFlow cannot mend a job that has lost a worker ("Restart your program to re
 attempt whose worker died or is stuck is ended as a whole, and the next one has new processes.
 """
 
+import codecs
 import contextlib
 import dataclasses
 import json
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from launch import stacks
 from launch.ledger import Ledger
@@ -30,6 +32,8 @@ _MISTAKE_SECONDS = 5.0
 _TAIL_LINES = 20
 _LONGEST_WAIT_SECONDS = 60.0
 _PREEMPTED, _MISTAKE = 75, 2
+# How a worker ends that was asked to: after saving, or with nothing to save yet.
+_STOPPED = (_PREEMPTED, -signal.SIGTERM, -signal.SIGINT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +112,15 @@ class Supervisor:
 
     def _attempts(self) -> int:
         failures: list[_Outcome] = []  # since the last new checkpoint
+        first = True
         while True:
             before = self._newest_step()
-            outcome = self._attempt()
-            newest = self._newest_step()
+            outcome = self._attempt(first)
+            newest, first = self._newest_step(), False
             if outcome.kind != 'failed':
                 return {'finished': 0, 'stopped': _PREEMPTED, 'mistake': _MISTAKE}[outcome.kind]
+            if self._signals:
+                return 1  # Stopped, but not all have saved.
             if newest > before:
                 failures.clear()
                 self._count = self._wanted  # They may be there again.
@@ -140,14 +147,13 @@ class Supervisor:
                     return _PREEMPTED
                 time.sleep(_POLL_SECONDS)
 
-    def _attempt(self) -> _Outcome:
-        attempts = self._dirs.logs.glob('attempt-*')
-        number = 1 + max((int(path.name.partition('-')[2]) for path in attempts), default=0)
+    def _attempt(self, first: bool) -> _Outcome:
+        number = self._next_number()
         directory = self._dirs.logs / f'attempt-{number}'
         directory.mkdir()
         longest = self._read_longest()
         self._ledger.write('attempt', number=number, workers=self._count, step=self._newest_step())
-        workers = Workers(self._flags, self._count, directory)
+        workers = Workers(self._flags, self._count, directory, wanted=self._wanted)
         watch = Watch(workers.phases, longest, self._policy.patience_seconds)
         screen = _Screen(workers.logs[0])
         try:
@@ -155,6 +161,9 @@ class Supervisor:
         finally:
             workers.kill()
             screen.show()
+        if outcome.kind == 'mistake' and (watch.compiling or not first):
+            # The flags were good enough once: something else has changed, perhaps for a moment.
+            outcome = dataclasses.replace(outcome, kind='failed')
         self._ledger.write(
             'attempt_end',
             number=number,
@@ -185,45 +194,49 @@ class Supervisor:
                     return _Outcome('stopped', reason='a second signal')
                 self._ledger.write('signal', signal=self._signals[0])
                 workers.signal(signal.SIGTERM)
-            if asked_at and time.monotonic() - asked_at > self._policy.grace_seconds:
-                self._say(
-                    f'not all workers have saved within {self._policy.grace_seconds:g} s; ending '
-                    f'them. The newest checkpoint is of step {self._newest_step()}.'
-                )
-                return _Outcome('stopped', reason='the grace time is over')
-            ended = [(index, code) for index, code in enumerate(codes) if code is not None]
-            if ended:
-                return self._judge(workers, *self._first_bad(ended), asked=bool(asked_at))
-            stuck = watch.stuck(workers.pids())
-            if stuck is not None:
+            bad = [(index, code) for index, code in enumerate(codes) if code]
+            if not asked_at and any(code in _STOPPED for _, code in bad):
+                # Someone stops the job by way of one of its workers.
+                asked_at = time.monotonic()
+                if all(code != _PREEMPTED for _, code in bad):
+                    workers.signal(signal.SIGTERM)
+            if asked_at:
+                if None not in codes:
+                    return self._stopped(workers, codes)
+                if time.monotonic() - asked_at > self._policy.grace_seconds:
+                    self._say(
+                        f'not all workers have saved within {self._policy.grace_seconds:g} s; '
+                        f'ending them. The newest checkpoint is of step {self._newest_step()}.'
+                    )
+                    return _Outcome('stopped', reason='the grace time is over')
+            elif bad:
+                return self._judge(workers, *bad[0])
+            elif (stuck := watch.stuck(workers.pids())) is not None:
                 return self._stuck(workers, stuck)
             time.sleep(_POLL_SECONDS)
 
-    @staticmethod
-    def _first_bad(ended: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        return next(((index, code) for index, code in ended if code), ended[0])
+    def _stopped(self, workers: Workers, codes: Sequence[int]) -> _Outcome:
+        """Decides what an attempt that was asked to stop comes to when all have ended."""
+        failed = [index for index, code in enumerate(codes) if code not in (0, *_STOPPED)]
+        if not failed:
+            return _Outcome('stopped')
+        return self._failed(workers, failed[0], codes[failed[0]])
 
-    def _judge(self, workers: Workers, index: int, code: int, *, asked: bool) -> _Outcome:
-        """Decides what an attempt comes to after its first worker has ended."""
-        saving = asked or code in (_PREEMPTED, -signal.SIGTERM, -signal.SIGINT)
-        if saving and not asked and code != _PREEMPTED:
-            workers.signal(signal.SIGTERM)  # Someone stops the job, one worker at a time.
-        patience = self._policy.grace_seconds if saving or not code else _PEER_SECONDS
-        end = time.monotonic() + (_MISTAKE_SECONDS if code == _MISTAKE else patience)
+    def _judge(self, workers: Workers, index: int, code: int) -> _Outcome:
+        """Decides what an attempt comes to after a worker has ended badly."""
+        end = time.monotonic() + (_MISTAKE_SECONDS if code == _MISTAKE else _PEER_SECONDS)
         while time.monotonic() < end and None in workers.codes():
             time.sleep(_POLL_SECONDS)
         codes = workers.codes()
-        if all(each == 0 for each in codes):
-            return _Outcome('finished')
-        if not code:
-            index, code = self._first_bad([(i, c) for i, c in enumerate(codes) if c is not None])
-        if _MISTAKE in codes:
-            index = codes.index(_MISTAKE)
-            if index:  # Or the screen has it.
-                self._tail(index, workers.logs[index])
-            return _Outcome('mistake', index, 'a mistake in flags or configuration')
-        if saving:
-            return _Outcome('stopped', index)
+        if _MISTAKE not in codes:
+            return self._failed(workers, index, code)
+        index = codes.index(_MISTAKE)
+        if index:  # Or the screen has it.
+            self._tail(index, workers.logs[index])
+        reason = f'worker {index} ended with exit code {_MISTAKE}'
+        return _Outcome('mistake', index, reason, workers.logs[index])
+
+    def _failed(self, workers: Workers, index: int, code: int) -> _Outcome:
         how = f'was ended by signal {-code}' if code < 0 else f'ended with exit code {code}'
         reason = f'worker {index} {how}'
         self._say(reason)
@@ -263,6 +276,12 @@ class Supervisor:
         fitting = [count for count in range(1, self._count) if batch % (count * each) == 0]
         return max(fitting, default=0)
 
+    def _next_number(self) -> int:
+        """The number of the next attempt; one that left no directory keeps its number too."""
+        numbers = [int(path.name.partition('-')[2]) for path in self._dirs.logs.glob('attempt-*')]
+        numbers += [each['number'] for each in self._ledger.read() if each['event'] == 'attempt']
+        return 1 + max(numbers, default=0)
+
     def _newest_step(self) -> int:
         """The step of the newest committed checkpoint, 0 if there is none."""
         steps = self._dirs.checkpoints.glob('step-*/manifest.json')
@@ -279,7 +298,9 @@ class Supervisor:
             del frame
             self._signals.append(number)
 
-        numbers = (signal.SIGTERM, signal.SIGINT)
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+            numbers.append(signal.SIGHUP)
         before = {number: signal.signal(number, note) for number in numbers}
         try:
             yield
@@ -289,13 +310,13 @@ class Supervisor:
 
     @staticmethod
     def _say(text: str) -> None:
-        print(f'phalanx: {text}', file=sys.stderr, flush=True)
+        _show(f'phalanx: {text}\n', sys.stderr)
 
     @staticmethod
     def _tail(index: int, log: Path | None) -> None:
         lines = log.read_text(errors='replace').splitlines()[-_TAIL_LINES:] if log else []
         for line in lines:
-            print(f'  worker {index}: {line}', file=sys.stderr, flush=True)
+            _show(f'  worker {index}: {line}\n', sys.stderr)
 
 
 class _Screen:
@@ -303,11 +324,18 @@ class _Screen:
 
     def __init__(self, log: Path):
         self._log, self._offset = log, 0
+        self._decoder = codecs.getincrementaldecoder('utf-8')(errors='replace')
 
     def show(self) -> None:
         with open(self._log, 'rb') as file:
             file.seek(self._offset)
             text = file.read()
         self._offset += len(text)
-        sys.stdout.write(text.decode(errors='replace'))
-        sys.stdout.flush()
+        _show(self._decoder.decode(text), sys.stdout)
+
+
+def _show(text: str, stream: TextIO) -> None:
+    # A closed terminal or pipe must not end a job; all of it is in the logs too.
+    with contextlib.suppress(OSError):
+        stream.write(text)
+        stream.flush()

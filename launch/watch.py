@@ -1,27 +1,30 @@
 """Whether the workers of an attempt get on: what each says it does, and for how long it may."""
 
 import dataclasses
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
-# Seconds without a word after which a worker counts as stuck, while nothing better is known.
-# Compiling a large model takes long, and so does starting on a cold file system.
-GENEROUS = {
-    'starting': 600.0,
-    'building': 600.0,
-    'restoring': 900.0,
-    'compiling': 1800.0,
-    'stepping': 600.0,
-    'evaluating': 1800.0,
-    'saving': 900.0,
-    'exporting': 900.0,
-    'ending': 300.0,
+from launch.ledger import parse_lines
+
+# How many times the patience each phase has while nothing better is known. Compiling a large model
+# takes long, as does anything with a large checkpoint.
+_TIMES_PATIENCE = {
+    'starting': 10,
+    'building': 10,
+    'restoring': 15,
+    'compiling': 30,
+    'stepping': 10,
+    'evaluating': 30,
+    'saving': 10,
+    'exporting': 15,
+    'ending': 5,
 }
-# A phase may take so many times the longest that it ever took in this run.
+# These come again and again and take about as long each time. A save does not: it takes long only
+# if the one before has not been written yet.
+_LEARNT = ('stepping', 'evaluating')
 _TIMES_THE_LONGEST = 5.0
 
 
@@ -58,8 +61,7 @@ class Watch:
     """Follows the records of phases of one attempt.
 
     Attributes:
-        step: the last step that the chief has reported; None before the first.
-        first_step_at: when the chief reported the first steps of this attempt, or None.
+        compiling: whether any worker has come as far as that.
     """
 
     def __init__(self, files: Sequence[Path], longest: dict[str, float], patience: float):
@@ -73,50 +75,52 @@ class Watch:
         self._files, self._longest, self._patience = files, longest, patience
         self._offsets = [0] * len(files)
         self._phases = ['starting'] * len(files)
-        self._times = [time.time()] * len(files)
-        self.step: int | None = None
-        self.first_step_at: float | None = None
+        self._said: list[float | None] = [None] * len(files)  # by the worker's clock
+        # By this process's own clock, which neither jumps nor stands still for one side alone.
+        self._heard = [time.monotonic()] * len(files)
+        self.compiling = False
 
     def read(self) -> None:
         """Takes in what the workers have written since the last time."""
         for index, path in enumerate(self._files):
             for line in self._new_lines(index, path):
-                silence, phase = line['time'] - self._times[index], self._phases[index]
-                self._longest[phase] = max(self._longest.get(phase, 0.0), silence)
-                self._times[index], self._phases[index] = line['time'], line['phase']
-                if index == 0 and line['phase'] == 'stepping' and 'step' in line:
-                    self.step = line['step']
-                    self.first_step_at = self.first_step_at or line['time']
+                phase, said = self._phases[index], self._said[index]
+                if phase in _LEARNT and said is not None:
+                    silence = line['time'] - said
+                    self._longest[phase] = max(self._longest.get(phase, 0.0), silence)
+                self._said[index], self._phases[index] = line['time'], line['phase']
+                self._heard[index] = time.monotonic()
+                self.compiling = self.compiling or line['phase'] == 'compiling'
 
     def allowed(self, phase: str) -> float:
         """Returns how many seconds of silence are allowed in a phase."""
-        generous = max(GENEROUS.get(phase, 600.0), self._patience)
+        generous = self._patience * _TIMES_PATIENCE.get(phase, 10)
         if phase not in self._longest:
             return generous
-        return min(generous, max(self._patience, _TIMES_THE_LONGEST * self._longest[phase]))
+        return max(self._patience, _TIMES_THE_LONGEST * self._longest[phase])
 
-    def stuck(self, pids: Sequence[int]) -> Stuck | None:
+    def stuck(self, pids: Sequence[int | None]) -> Stuck | None:
         """Returns the worker that holds up the others, if one is silent for too long.
 
         All fall silent when one does, because they wait for it: the guilty one is stopped, or in
-        another phase than the steps in which the others wait, or fell silent first.
+        another phase than the steps in which the others wait, or fell silent first. Its own phase
+        then says how long it may: others wait in a step for a long save of the chief.
+
+        Args:
+            pids: of each worker, its process; None if it has ended.
         """
-        now = time.time()
+        now = time.monotonic()
         silent = [
-            Stuck(index, phase, now - then, self.allowed(phase), _is_stopped(pids[index]))
-            for index, (phase, then) in enumerate(zip(self._phases, self._times, strict=True))
+            Stuck(index, phase, now - heard, self.allowed(phase), _is_stopped(pid))
+            for index, (phase, heard, pid) in enumerate(
+                zip(self._phases, self._heard, pids, strict=True)
+            )
+            if pid is not None
         ]
         if not any(each.seconds > each.allowed for each in silent):
             return None
-        return max(silent, key=lambda e: (e.stopped, e.phase != 'stepping', e.seconds))
-
-    def states(self) -> list[Mapping[str, object]]:
-        """Returns each worker's phase and the seconds since its last word."""
-        now = time.time()
-        return [
-            {'phase': phase, 'seconds': round(now - then, 1)}
-            for phase, then in zip(self._phases, self._times, strict=True)
-        ]
+        guilty = max(silent, key=lambda e: (e.stopped, e.phase != 'stepping', e.seconds))
+        return guilty if guilty.stopped or guilty.seconds > guilty.allowed else None
 
     def _new_lines(self, index: int, path: Path) -> list[dict]:
         try:
@@ -127,7 +131,8 @@ class Watch:
             return []
         complete = text[: text.rfind(b'\n') + 1]
         self._offsets[index] += len(complete)
-        return [json.loads(line) for line in complete.splitlines()]
+        lines = parse_lines(complete.decode(errors='replace'))
+        return [line for line in lines if 'time' in line and 'phase' in line]
 
 
 def _is_stopped(pid: int) -> bool:

@@ -236,7 +236,9 @@ def test_a_worker_that_hangs_is_found_with_what_it_hangs_in(tmp_path, kind, work
     faults = ('--gin_file=faults.gin', '--gin.Data.preprocess=@hanging_input')
     more = ('--gin.STEPS=3000', '--gin.train.eval_every=None', '--mode=train')
     model_dir = tmp_path / 'run'
-    with Job(model_dir, '--patience_seconds=8', *faults, *more) as job:
+    # A save may take ten times as long: it may wait for the one before.
+    patience = 4 if kind == 'save' else 8
+    with Job(model_dir, f'--patience_seconds={patience}', *faults, *more) as job:
         job.until(lambda: list((model_dir / 'checkpoints').glob('step-*')))
         began = time.time()
         (tmp_path / kind).write_text('')
@@ -246,7 +248,7 @@ def test_a_worker_that_hangs_is_found_with_what_it_hangs_in(tmp_path, kind, work
     (stuck,) = ledger(model_dir, 'stuck')
     assert (stuck['worker'], stuck['phase']) == (worker, phase), output
     assert stuck['where'].endswith(where)
-    assert stuck['time'] - began < 40
+    assert stuck['time'] - began < stuck['allowed'] + 30
 
 
 # Of the short form.

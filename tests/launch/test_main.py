@@ -62,6 +62,13 @@ def test_a_mistake_is_told_once_before_any_worker_starts(capsys, argv, message):
     assert capsys.readouterr() == ('', f'phalanx: {message}\n')
 
 
+def test_a_flag_may_be_given_in_two_words(tmp_path, capsys):
+    (tmp_path / 'file').write_text('')
+    flags = ['--gin_file', 'runs/digits.gin', '--model_dir', f'{tmp_path}/file/run']
+    assert main(['run', *flags, '--workers', '2', '--max_restarts=1']) == 2
+    assert 'is a file. Move it away' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('argv', [[], ['--help'], ['help'], ['run', '--help'], ['run', '-h']])
 def test_help(capsys, argv):
     assert main(argv) == 0

@@ -93,6 +93,21 @@ def test_the_verdict_on_a_smooth_run_is_silence():
     assert verdict(Account(seconds, 100.0, 1, 900, [])) == []
 
 
+def test_an_attempt_that_left_no_record_is_only_down_time(dirs):
+    ledger = dirs.path / 'ledger.jsonl'
+    refused = [
+        {'time': 200, 'event': 'job', 'workers': 1},
+        {'time': 200, 'event': 'attempt', 'number': 3, 'workers': 1, 'step': 100},
+        {'time': 207, 'event': 'attempt_end', 'number': 3, 'outcome': 'mistake', 'step': 100},
+        {'time': 207, 'event': 'end', 'code': 2},
+    ]
+    more = '\n' + '\n'.join(map(json.dumps, refused)) + '\n'
+    ledger.write_text('\n'.join(ledger.read_text().splitlines()[:-1]) + more)
+    found = account(dirs)
+    assert sum(found.seconds.values()) == pytest.approx(found.wall) == 107
+    assert found.seconds['down'] == pytest.approx(9)
+
+
 def test_a_job_whose_launcher_was_killed_ends_with_the_last_sign_of_life(dirs):
     ledger = dirs.path / 'ledger.jsonl'
     ledger.write_text('\n'.join(ledger.read_text().splitlines()[:2]) + '\n')

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from launch.watch import GENEROUS, Watch
+from launch.watch import Watch
 
 ME = os.getpid()
 
@@ -16,54 +16,48 @@ def files(tmp_path):
     return [tmp_path / f'worker-{index}' for index in range(2)]
 
 
-def says(file, phase, ago, **figures):
-    with open(file, 'a') as out:
-        out.write(json.dumps({'time': time.time() - ago, 'phase': phase, **figures}) + '\n')
-
-
-def watch(files, longest=None, patience=10.0):
+def watch(files, *words, longest=None, patience=10.0):
+    """Watches workers that said their word, a (phase, seconds ago), and nothing since."""
     result = Watch(files, {} if longest is None else longest, patience)
+    for index, (phase, ago) in enumerate(words):
+        files[index].write_text(json.dumps({'time': time.time() - ago, 'phase': phase}) + '\n')
     result.read()
+    for index, (_, ago) in enumerate(words):
+        result._heard[index] -= ago
     return result
 
 
 def test_nobody_is_stuck_who_has_just_spoken(files):
-    for file in files:
-        says(file, 'stepping', 1, step=5)
-    assert watch(files, {'stepping': 0.1}).stuck([ME, ME]) is None
+    following = watch(files, ('stepping', 1), ('stepping', 1), longest={'stepping': 0.1})
+    assert following.stuck([ME, ME]) is None
 
 
-def test_a_phase_is_given_a_generous_time_until_it_has_been_seen(files):
-    for file in files:
-        says(file, 'compiling', 300)
-    assert watch(files).stuck([ME, ME]) is None
-    says(files[1], 'compiling', GENEROUS['compiling'] + 1)
-    assert watch(files).stuck([ME, ME]).worker == 1
+def test_a_phase_is_given_much_patience_until_it_has_been_seen(files):
+    assert watch(files, ('compiling', 299), ('compiling', 200)).stuck([ME, ME]) is None
+    assert watch(files, ('compiling', 301), ('compiling', 200)).stuck([ME, ME]).worker == 0
 
 
 def test_a_phase_may_take_some_times_the_longest_that_it_took(files):
-    for file in files:
-        says(file, 'stepping', 40)
-    assert watch(files, {'stepping': 9.0}).allowed('stepping') == 45
-    assert watch(files, {'stepping': 9.0}).stuck([ME, ME]) is None
-    assert watch(files, {'stepping': 1.0}).stuck([ME, ME]).allowed == 10
+    words = ('stepping', 40), ('stepping', 40)
+    patient = watch(files, *words, longest={'stepping': 9.0})
+    assert patient.allowed('stepping') == 45
+    assert patient.stuck([ME, ME]) is None
+    assert watch(files, *words, longest={'stepping': 1.0}).stuck([ME, ME]).allowed == 10
 
 
-def test_the_longest_silences_are_learnt(files):
+def test_what_repeats_is_learnt_and_what_does_not_is_not(files):
     longest = {}
     now = time.time()
-    for ago, phase in ((9, 'starting'), (6, 'stepping'), (4, 'stepping'), (1, 'saving')):
-        with open(files[0], 'a') as out:
+    with open(files[0], 'a') as out:
+        for ago, phase in ((9, 'restoring'), (6, 'stepping'), (4, 'stepping'), (1, 'saving')):
             out.write(json.dumps({'time': now - ago, 'phase': phase}) + '\n')
-    watch(files, longest)
-    assert longest['stepping'] == pytest.approx(3, abs=0.1)
-    assert 'saving' not in longest, 'it still lasts'
+    watch(files, longest=longest)
+    assert longest == {'stepping': pytest.approx(3, abs=0.1)}
 
 
 def test_the_guilty_one_is_in_another_phase_than_those_who_wait_for_it(files):
-    says(files[0], 'stepping', 100)
-    says(files[1], 'evaluating', 90)
-    stuck = watch(files, {'stepping': 1.0, 'evaluating': 1.0}).stuck([ME, ME])
+    seen = {'stepping': 1.0, 'evaluating': 1.0}
+    stuck = watch(files, ('stepping', 100), ('evaluating', 90), longest=seen).stuck([ME, ME])
     assert (stuck.worker, stuck.phase) == (1, 'evaluating')
     assert str(stuck) == (
         "worker 1 makes no progress in the phase 'evaluating': no word for 90 s, where 10 s are "
@@ -71,19 +65,31 @@ def test_the_guilty_one_is_in_another_phase_than_those_who_wait_for_it(files):
     )
 
 
+def test_the_others_may_wait_as_long_as_what_they_wait_for_may_take(files):
+    seen = {'stepping': 1.0}
+    assert watch(files, ('saving', 90), ('stepping', 91), longest=seen).stuck([ME, ME]) is None
+    assert (
+        watch(files, ('saving', 101), ('stepping', 102), longest=seen).stuck([ME, ME]).worker == 0
+    )
+
+
 def test_the_guilty_one_fell_silent_first(files):
-    says(files[0], 'stepping', 30)
-    says(files[1], 'stepping', 31)
-    assert watch(files, {'stepping': 1.0}).stuck([ME, ME]).worker == 1
+    following = watch(files, ('stepping', 30), ('stepping', 31), longest={'stepping': 1.0})
+    assert following.stuck([ME, ME]).worker == 1
 
 
-def test_half_a_line_is_left_for_later(files):
-    says(files[0], 'stepping', 1, step=7)
+def test_who_has_ended_is_not_stuck(files):
+    following = watch(files, ('ending', 1000), ('exporting', 2))
+    assert following.stuck([None, ME]) is None
+
+
+def test_half_a_line_is_left_for_later_and_a_broken_one_left_out(files):
+    following = watch(files, ('starting', 1))
     with open(files[0], 'a') as out:
-        out.write('{"time": ')
-    following = watch(files)
-    assert following.step == 7
-    with open(files[0], 'a') as out:
-        out.write(f'{time.time()}, "phase": "stepping", "step": 8}}\n')
+        out.write('{"time": 1, "pha\n{"time": ')
     following.read()
-    assert following.step == 8
+    assert not following.compiling
+    with open(files[0], 'a') as out:
+        out.write(f'{time.time()}, "phase": "compiling"}}\n')
+    following.read()
+    assert following.compiling
