@@ -30,8 +30,8 @@ to every worker.
   --devices_per_worker: GPUs of each worker or, without GPUs, CPU devices to make.
   --max_restarts: restarts in a row without a new checkpoint; default 3.
   --grace_seconds: how long workers have to save after a signal; default 60.
-  --patience_seconds: how long any worker may make no progress before it counts as stuck; longer
-    where a phase has been seen to take longer. Default 60.
+  --patience_seconds: how long a worker may make no progress before it counts as stuck; more where
+    steps have been seen to take longer, and 5 to 30 times that in all other phases. Default 60.
   --elastic: after two failures in a row without a new checkpoint, go on with the next smaller
     number of workers that can share the batch equally, and with all again when they come back.
   --tensorboard: start TensorBoard on this host's loopback, and end it with the job.
