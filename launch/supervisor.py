@@ -210,6 +210,9 @@ class Supervisor:
                     )
                     return _Outcome('stopped', reason='the grace time is over')
             elif bad:
+                # TensorFlow's heartbeat may give up on a stopped peer before this watch does.
+                if (stuck := watch.stopped(workers.pids())) is not None:
+                    return self._stuck(workers, stuck)
                 return self._judge(workers, *bad[0])
             elif (stuck := watch.stuck(workers.pids())) is not None:
                 return self._stuck(workers, stuck)

@@ -109,18 +109,25 @@ class Watch:
         Args:
             pids: of each worker, its process; None if it has ended.
         """
+        silent = self._silent(pids)
+        if not any(each.seconds > each.allowed for each in silent):
+            return None
+        guilty = max(silent, key=lambda e: (e.stopped, e.phase != 'stepping', e.seconds))
+        return guilty if guilty.stopped or guilty.seconds > guilty.allowed else None
+
+    def stopped(self, pids: Sequence[int | None]) -> Stuck | None:
+        """Returns a worker whose process is stopped, for however short a time."""
+        return next((each for each in self._silent(pids) if each.stopped), None)
+
+    def _silent(self, pids: Sequence[int | None]) -> list[Stuck]:
         now = time.monotonic()
-        silent = [
+        return [
             Stuck(index, phase, now - heard, self.allowed(phase), _is_stopped(pid))
             for index, (phase, heard, pid) in enumerate(
                 zip(self._phases, self._heard, pids, strict=True)
             )
             if pid is not None
         ]
-        if not any(each.seconds > each.allowed for each in silent):
-            return None
-        guilty = max(silent, key=lambda e: (e.stopped, e.phase != 'stepping', e.seconds))
-        return guilty if guilty.stopped or guilty.seconds > guilty.allowed else None
 
     def _new_lines(self, index: int, path: Path) -> list[dict]:
         try:

@@ -168,9 +168,9 @@ def test_a_stopped_worker_is_found_and_replaced(tmp_path, undisturbed, index):
     (stuck,) = ledger(model_dir, 'stuck')
     assert (stuck['worker'], stuck['stopped']) == (index, True)
     assert f'worker {index} makes no progress' in output
-    # The other worker, which waits for it, says where.
-    log = model_dir / 'logs' / 'attempt-1' / f'worker-{1 - index}.log'
-    assert 'Current thread' in log.read_text()
+    # The other worker, which waits for it, says where; or TensorFlow has given up before.
+    log = (model_dir / 'logs' / 'attempt-1' / f'worker-{1 - index}.log').read_text()
+    assert 'Current thread' in log or 'Heartbeat' in log
     assert stuck['time'] - began < 40
     assert bits(model_dir) == undisturbed
 
