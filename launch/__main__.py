@@ -102,7 +102,8 @@ def _run(argv: list[str]) -> int:
                 print(f'phalanx: TensorBoard at {address}', file=sys.stderr, flush=True)
             code = Supervisor(rest, workers=own.workers, dirs=dirs, policy=policy).run()
         if code != ConfigError.exit_code:
-            _tell_verdict(dirs)
+            with contextlib.suppress(ConfigError):  # On a full disk there may be no ledger.
+                _tell_verdict(dirs)
         return code
     # What does not train has nothing to go on from, says nothing of how it gets on, and leaves
     # no trace in the history of the run.

@@ -5,6 +5,8 @@ import json
 import time
 from pathlib import Path
 
+from trainer.errors import ConfigError
+
 
 class Ledger:
     """Appends events to the ledger of a model_dir.
@@ -26,6 +28,19 @@ class Ledger:
     def read(self) -> list[dict]:
         """Returns all events, in order."""
         return json_lines(self._path)
+
+    def history(self) -> list[dict]:
+        """Returns all events of a job that was started.
+
+        Raises:
+            ConfigError: no job has run there.
+        """
+        if events := self.read():
+            return events
+        raise ConfigError(
+            f'{str(self._path.parent)!r} holds no {self._path.name}. Name the --model_dir of a job '
+            'that was started with `phalanx run`.'
+        )
 
 
 def json_lines(path: Path) -> list[dict]:

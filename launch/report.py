@@ -10,7 +10,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from launch.ledger import Ledger, json_lines
-from trainer.errors import ConfigError
 from trainer.model_dir import ModelDir
 
 # What takes more than this share is worth a sentence.
@@ -71,12 +70,7 @@ def account(dirs: ModelDir) -> Account:
     Raises:
         ConfigError: no job has run there.
     """
-    events = Ledger(dirs.path / 'ledger.jsonl').read()
-    if not events:
-        raise ConfigError(
-            f'{str(dirs.path)!r} holds no ledger.jsonl. Name the --model_dir of a job that was '
-            'started with `phalanx run`.'
-        )
+    events = Ledger(dirs.path / 'ledger.jsonl').history()
     seconds = collections.Counter(dict.fromkeys(CATEGORIES, 0.0))
     attempts = [each for each in events if each['event'] == 'attempt']
     wall = 0.0

@@ -20,19 +20,14 @@ def status(dirs: ModelDir) -> str:
     Raises:
         ConfigError: no job has run there.
     """
-    events = Ledger(dirs.path / 'ledger.jsonl').read()
-    jobs = [each for each in events if each['event'] == 'job']
-    if not jobs:
-        raise ConfigError(
-            f'{str(dirs.path)!r} holds no ledger.jsonl. Name the --model_dir of a job that was '
-            'started with `phalanx run`.'
-        )
+    events = Ledger(dirs.path / 'ledger.jsonl').history()
+    job = [each for each in events if each['event'] == 'job'][-1]
     last = events[-1]
     if last['event'] == 'end':
         meaning = {0: 'finished', 75: 'stopped; run it again to go on', 2: 'refused'}
         lines = [f'{meaning.get(last["code"], "failed")} (exit code {last["code"]})']
-    elif _runs(jobs[-1]):
-        lines = [f'running, process {jobs[-1]["pid"]} on {jobs[-1]["host"]}']
+    elif _runs(job):
+        lines = [f'running, process {job["pid"]} on {job["host"]}']
     else:
         lines = ['its launcher was killed; run it again to go on']
     attempts = [each for each in events if each['event'] == 'attempt']

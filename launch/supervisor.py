@@ -23,6 +23,7 @@ from launch import stacks
 from launch.ledger import Ledger
 from launch.local import Workers, check_gpus
 from launch.watch import Stuck, Watch
+from trainer.errors import ConfigError, Preempted
 from trainer.model_dir import ModelDir
 
 _POLL_SECONDS = 0.1
@@ -31,7 +32,7 @@ _PEER_SECONDS = 0.3
 _MISTAKE_SECONDS = 5.0
 _TAIL_LINES = 20
 _LONGEST_WAIT_SECONDS = 60.0
-_PREEMPTED, _MISTAKE = 75, 2
+_PREEMPTED, _MISTAKE = Preempted.exit_code, ConfigError.exit_code
 # How a worker ends that was asked to: after saving, or with nothing to save yet.
 _STOPPED = (_PREEMPTED, -signal.SIGTERM, -signal.SIGINT)
 
@@ -43,7 +44,7 @@ class Policy:
     Attributes:
         max_restarts: restarts in a row without a new checkpoint.
         grace_seconds: how long workers have to save after a signal.
-        patience_seconds: for how long a worker may be silent in any phase.
+        patience_seconds: the measure of how long a worker may be silent, see `launch.watch`.
         elastic: go on with fewer workers where all cannot be brought back.
     """
 

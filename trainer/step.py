@@ -89,7 +89,7 @@ class TrainStep:
 
         Returns:
             Sums over the finite steps, equal on all workers: 'loss', 'gradient_norm', 'metrics',
-            'finite_steps' (float64); 'longest_skip', the longest row of skipped steps (int64);
+            'finite_steps' (float64); 'longest_skip', the longest row of skipped steps (int);
             of this worker alone, 'input_seconds' (float64), the time the replicas were idle for
             lack of a batch, estimated from some of the steps; with `log_ids`, 'ids' (int64
             [num_steps, global batch]).

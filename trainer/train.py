@@ -23,13 +23,7 @@ from trainer.interval import Every, parse_steps
 from trainer.model_dir import ModelDir
 from trainer.observe import phases
 from trainer.observe.report import Report
-from trainer.preflight import (
-    check_batch_size,
-    check_jit,
-    check_keep,
-    check_labels,
-    check_loss,
-)
+from trainer.preflight import check_batch_size, check_jit, check_keep, check_labels, check_loss
 from trainer.state import build_state
 from trainer.step import TrainStep
 from trainer.stop import StopRequest
