@@ -239,7 +239,7 @@ def train(
         ]
         logs, evals, saves, histograms = intervals
         started, steps_per_call = time.monotonic(), 1
-        phases.enter('compiling', step=step)
+        phases.enter('compiling', step=step, last_step=end)
         while step < end:
             due = min(every.next_due(step) or end for every in intervals)
             num_steps = min(steps_per_call, due - step, end - step)
@@ -253,8 +253,10 @@ def train(
                     f'{max_skipped} steps in a row before step {step} were not finite. Lower the '
                     'learning rate, clip gradients, or look at the data.'
                 )
-            phases.enter('stepping', step=step, input_seconds=float(totals['input_seconds']))
             report.add(totals, step - num_steps, num_steps, now - call_started)
+            phases.enter(
+                'stepping', step=step, **report.figures(totals, num_steps, now - call_started)
+            )
 
             # One small sum over the workers, about once a second, keeps all decisions alike:
             # whether anyone was asked to stop, the chief's clock, the mean pace.

@@ -70,6 +70,17 @@ class Report:
         self._steps += steps
         self._seconds += seconds
 
+    def figures(
+        self, totals: Mapping[str, np.ndarray], steps: int, seconds: float
+    ) -> dict[str, float]:
+        """Returns what a launcher wants to know of a call of `TrainStep.run`, see `add`."""
+        return {
+            'seconds': round(seconds, 4),
+            'input_seconds': round(float(totals['input_seconds']), 4),
+            'loss': float(totals['loss']) / max(float(totals['finite_steps']), 1.0),
+            'examples_per_second': round(steps * self._batch_size / seconds, 1),
+        }
+
     def train(
         self,
         step: int,
