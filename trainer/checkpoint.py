@@ -228,6 +228,26 @@ class Checkpoints:
                 f'{known}.'
             ) from error
 
+    def go_back(self, to: int, at_most: int) -> int | None:
+        """Makes an earlier checkpoint the newest, by moving those behind it to quarantine.
+
+        Args:
+            to: the step to go back to, or before it.
+            at_most: where there is no checkpoint so early, the first one up to here will do.
+
+        Returns:
+            The step of that checkpoint; None, and nothing is moved, if there is none.
+        """
+        assert self._writer, 'Only the chief goes back.'
+        self.wait()
+        steps = self.steps()
+        early = [step for step in steps if step <= to][-1:]
+        chosen = next(iter(early or [step for step in steps if step <= at_most]), None)
+        for step in steps:
+            if chosen is not None and step > chosen:
+                self._set_aside(step)
+        return chosen
+
     def clean(self) -> None:
         """Removes what killed saves and deletions have left; only under the directory's lock."""
         assert self._writer, 'Only the chief cleans.'

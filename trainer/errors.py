@@ -28,9 +28,18 @@ class Preempted(Exception):
 
 
 class Diverged(RuntimeError):
-    """The training produced too many non-finite steps in a row (exit code 1)."""
+    """The training produced too many bad steps in a row (exit code 1).
+
+    Attributes:
+        first_step: the first of them, counted from 0.
+        end_step: the one after the last.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, *, first_step: int, end_step: int):
+        super().__init__(message)
+        self.first_step, self.end_step = first_step, end_step
 
 
 class WriteError(RuntimeError):

@@ -15,6 +15,7 @@ import keras
 from trainer import gin_checks, gin_files
 from trainer.data import arrays, augment, digits, idx
 from trainer.data.pipeline import Data
+from trainer.divergence import Divergence
 from trainer.errors import ConfigError
 from trainer.evaluate import evaluate as _evaluate
 from trainer.export.saved_model import export as _export
@@ -40,6 +41,7 @@ train, evaluate, export, build_strategy, meet = (
 _PARTS = (
     Data,
     Keep,
+    Divergence,
     arrays.npz,
     digits.digits,
     idx.idx,

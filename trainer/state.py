@@ -29,7 +29,6 @@ class State:
         output_spec: spec of the model's outputs for a batch of unknown size.
         step: int64 scalar, the number of steps taken, skipped ones included.
         skipped: int64 scalar, the number of steps skipped because they were not finite.
-        skipped_in_row: int64 scalar, how many of those are the most recent steps.
         loss_scale: float32 scalar; stays 1 unless `scales_loss`.
         scales_loss: whether the precision is float16, whose gradients underflow.
         good_steps: int64 scalar, finite steps since the loss scale last changed.
@@ -47,7 +46,6 @@ class State:
             (self.seeds if is_seed else self.moving).append(variable)
         self.step = _counter(0, tf.int64)
         self.skipped = _counter(0, tf.int64)
-        self.skipped_in_row = _counter(0, tf.int64)
         self.loss_scale = _counter(INITIAL_LOSS_SCALE if scales_loss else 1.0, tf.float32)
         self.good_steps = _counter(0, tf.int64)
         self.variables = self._name_variables()
@@ -61,7 +59,6 @@ class State:
             named += [
                 ('phalanx/step', self.step),
                 ('phalanx/skipped', self.skipped),
-                ('phalanx/skipped_in_row', self.skipped_in_row),
                 ('phalanx/loss_scale', self.loss_scale),
                 ('phalanx/good_steps', self.good_steps),
             ]

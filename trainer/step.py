@@ -42,6 +42,7 @@ class TrainStep:
         accumulate: number of micro-batches each replica splits its batch into.
         jit_compile: whether XLA compiles the forward and backward pass.
         log_ids: whether `run` reports the record numbers of every global batch.
+        log_losses: whether it reports the loss of every step.
     """
 
     def __init__(
@@ -55,11 +56,12 @@ class TrainStep:
         accumulate: int = 1,
         jit_compile: bool = False,
         log_ids: bool = False,
+        log_losses: bool = False,
     ):
         self._strategy, self._state, self._loss, self._seed = strategy, state, loss, seed
         self._metrics = MetricSums(metrics)
         self._replicas = strategy.num_replicas_in_sync
-        self._accumulate, self._log_ids = accumulate, log_ids
+        self._accumulate, self._log_ids, self._log_losses = accumulate, log_ids, log_losses
         self._scaled = state.scales_loss
         # Of one call of `run`: as variables of the loop, totals would cost each step more.
         self._sums = tf.Variable(tf.zeros(3 + sum(self._metrics.sizes), tf.float64))
@@ -89,23 +91,24 @@ class TrainStep:
 
         Returns:
             Sums over the finite steps, equal on all workers: 'loss', 'gradient_norm', 'metrics',
-            'finite_steps' (float64); 'longest_skip', the longest row of skipped steps (int);
+            'finite_steps' (float64); 'skipped_steps', those that were not finite (list of int);
             of this worker alone, 'input_seconds' (float64), the time the replicas were idle for
             lack of a batch, estimated from some of the steps; with `log_ids`, 'ids' (int64
-            [num_steps, global batch]).
+            [num_steps, global batch]); with `log_losses`, 'losses' (float32 [num_steps]).
         """
-        first = int(self._state.step.numpy())
         self._skipped.clear()
         totals = self._loop(iterator, tf.constant(num_steps, tf.int64))
         totals = {name: value.numpy() for name, value in totals.items()}
         finite_steps, loss, norm, *_ = sums = totals.pop('sums')
+        if self._skipped:
+            self._state.skipped.assign_add(len(self._skipped))
         return {
             **totals,
             'finite_steps': finite_steps,
             'loss': loss,
             'gradient_norm': norm,
             'metrics': sums[3:],
-            'longest_skip': self._count_skips(first, first + num_steps),
+            'skipped_steps': list(self._skipped),
             'input_seconds': self._clock.take(num_steps),
         }
 
@@ -116,6 +119,11 @@ class TrainStep:
         first = state.step.read_value()
         end = first + num_steps
         ids = tf.TensorArray(tf.int64, size=0, dynamic_size=True) if self._log_ids else ()
+        losses = (
+            tf.TensorArray(tf.float32, size=tf.cast(num_steps, tf.int32))
+            if self._log_losses
+            else ()
+        )
         for step in tf.range(first, end):
             batch = next(iterator)
             if self._clock.is_due(end - step):
@@ -124,6 +132,8 @@ class TrainStep:
             out = first_replica(strategy, out)
             if self._log_ids:
                 ids = ids.write(ids.size(), out['ids'])
+            if self._log_losses:
+                losses = losses.write(tf.cast(step - first, tf.int32), out['sums'][1])
             if out['finite']:
                 strategy.run(self._apply, args=(grads, moving))
                 self._sums.assign_add(tf.cast(out['sums'], tf.float64))
@@ -133,21 +143,11 @@ class TrainStep:
                 self._adapt_loss_scale(out['finite'])
         state.step.assign(end)
         totals = {'sums': self._sums.read_value()}
-        return {**totals, 'ids': ids.stack()} if self._log_ids else totals
-
-    def _count_skips(self, first: int, end: int) -> int:
-        """Brings the state's counters up to date; returns the longest row of skipped steps."""
-        before = int(self._state.skipped_in_row.numpy())
-        row = longest = before
-        last = first - 1
-        for step in self._skipped:
-            row = row + 1 if step == last + 1 else 1
-            longest, last = max(longest, row), step
-        row = row if last == end - 1 else 0
-        if self._skipped or row != before:
-            self._state.skipped.assign_add(len(self._skipped))
-            self._state.skipped_in_row.assign(row)
-        return longest
+        if self._log_ids:
+            totals['ids'] = ids.stack()
+        if self._log_losses:
+            totals['losses'] = losses.stack()
+        return totals
 
     def _reduced(self, batch, step):
         """One replica's part of a step up to the update; what it returns is equal everywhere."""

@@ -17,6 +17,7 @@ from trainer.agreement import Agreement
 from trainer.checkpoint import Checkpoints, Keep, check_unchanged, state_sha256
 from trainer.cluster import Cluster
 from trainer.data.pipeline import Data, batch_spec, train_batches
+from trainer.divergence import BadSteps, Divergence, LeftOut
 from trainer.errors import Diverged, Preempted
 from trainer.evaluate import Evaluation
 from trainer.interval import Every, parse_steps
@@ -70,7 +71,7 @@ def train(
     accumulate: int = 1,
     jit_compile: bool = False,
     run_eagerly: bool = False,
-    max_skipped: int = 20,
+    divergence: Divergence | None = None,
     log_every: int | str = 100,
     save_every: int | str = '5 minutes',
     eval_every: int | str | None = None,
@@ -103,7 +104,8 @@ def train(
         accumulate: micro-batches a replica splits its batch into, to save memory.
         jit_compile: whether XLA compiles the forward and backward pass.
         run_eagerly: whether steps run as plain Python, for a debugger.
-        max_skipped: how many non-finite steps in a row end the run.
+        divergence: when to go back to a checkpoint and leave out the data that may be the cause;
+            the default is `Divergence()`.
         log_every, save_every, eval_every, histograms_every: in steps, or as '2 epochs',
             '10 minutes', '30 seconds'. All but histograms also happen at the end.
         keep: which checkpoints are kept; the default is `Keep()`. With `Keep.best` a checkpoint
@@ -122,7 +124,7 @@ def train(
     Raises:
         ConfigError: a mistake in the arguments, the data, or the directory.
         WriteError: the disk is full, or so many saves have failed that work may be lost.
-        Diverged: `max_skipped` steps in a row were not finite.
+        Diverged: too many steps in a row were not finite, and it could not go back any more.
         Preempted: the process got SIGTERM or SIGINT; the state is saved.
     """
     # ---- What is asked for.
@@ -136,7 +138,7 @@ def train(
         'num_examples': train_data.source.num_examples,
         'data_fingerprint': train_data.source.fingerprint,
     }
-    keep = keep or Keep()
+    keep, divergence = keep or Keep(), divergence or Divergence()
     dirs = ModelDir(model_dir)
     agreement = Agreement(strategy, cluster)
 
@@ -169,6 +171,7 @@ def train(
             accumulate=accumulate,
             jit_compile=jit_compile,
             log_ids=sample_log,
+            log_losses=divergence.spike_z is not None,
         )
         evaluation = None
         if eval_data is not None:
@@ -187,115 +190,153 @@ def train(
             dirs.create()
             stack.enter_context(dirs.lock())
             checkpoints.clean()
-            return checkpoints.newest_good() or 0
+            return 0
+
+        def roll_back(diverged: Diverged, left_out: LeftOut) -> LeftOut:
+            """Goes back before the bad steps; returns what is left out from then on."""
+            if left_out.rollbacks >= divergence.max_rollbacks:
+                raise diverged
+            # The batches that led to it may lie before those in which it shows.
+            bad, end = diverged.first_step, diverged.end_step
+            early = max(0, 2 * bad - end)
+            to = agreement.chief_does(lambda: checkpoints.go_back(early, at_most=bad) or -1)
+            if to < 0:
+                raise diverged
+            first = max(early, int(to)) * batch_size
+            logging.warning(
+                'Steps %d to %d were bad: going back to step %d, and leaving out their data.',
+                bad + 1,
+                end,
+                to,
+            )
+            left_out = left_out.more(first, end * batch_size)
+            phases.enter('restoring', rolled_back=end, to=to, **dataclasses.asdict(left_out))
+            return left_out
+
+        def go_on(left_out: LeftOut | None = None) -> Result:
+            """From the newest good checkpoint to the end."""
+            phases.enter('restoring')
+            step = int(agreement.chief_does(lambda: checkpoints.newest_good() or 0))
+            end = last_step if max_steps is None else min(last_step, step + max_steps)
+            known_metrics: dict[str, float] = {}
+            bad_steps = BadSteps(divergence)
+            if step:
+                tensors, manifest = checkpoints.read(step)
+                check_unchanged(manifest, identity, allow_changes)
+                state.restore(tensors)
+                known_metrics.update(manifest['metrics'])
+                left_out = left_out or LeftOut.of(manifest)
+                bad_steps = BadSteps(divergence, manifest.get('bad_steps'))
+                logging.info('resumed at step %d from %s', step, checkpoints.path(step))
+            left_out = left_out or LeftOut()
+            agreement.check_same('the restored state', lambda: state_sha256(state.snapshot()))
+
+            def save(step: int) -> None:
+                if not cluster.is_chief:
+                    return
+                report.flush()
+                checkpoints.save(
+                    state.snapshot(),
+                    {
+                        'step': step,
+                        'last_step': last_step,
+                        **identity,
+                        'config_sha256': hashlib.sha256(config_text.encode()).hexdigest(),
+                        'topology': topology(strategy, cluster),
+                        'versions': version.versions(),
+                        'num_parameters': state.num_parameters,
+                        'metrics': known_metrics,
+                        'bad_steps': bad_steps.record(),
+                        'left_out': dataclasses.asdict(left_out),
+                    },
+                )
+
+            # ---- The loop.
+            batches = train_batches(
+                train_data,
+                strategy,
+                seed=seed,
+                global_batch_size=batch_size,
+                start_step=step,
+                left_out=left_out.windows,
+            )
+            report = Report(
+                dirs,
+                writes=cluster.is_chief,
+                step=step,
+                last_step=last_step,
+                batch_size=batch_size,
+                config_text=config_text,
+                sample_log=sample_log,
+            )
+            stack.callback(report.close)
+            intervals = [
+                Every(interval, steps_per_epoch, step)
+                for interval in (log_every, eval_every, save_every, histograms_every)
+            ]
+            logs, evals, saves, histograms = intervals
+            started, steps_per_call = time.monotonic(), 1
+            phases.enter('compiling', step=step, last_step=end)
+            while step < end:
+                due = min(every.next_due(step) or end for every in intervals)
+                num_steps = min(steps_per_call, due - step, end - step)
+                call_started = time.monotonic()
+                totals = train_step.run(batches, num_steps)
+                now = time.monotonic()
+                step += num_steps
+                known_metrics.clear()  # Those of an earlier step would pass for this one's.
+                skipped, losses = totals.pop('skipped_steps'), totals.pop('losses', None)
+                diverged = bad_steps.look(step - num_steps, num_steps, skipped, losses)
+                if diverged is not None:
+                    report.close()
+                    return go_on(roll_back(diverged, left_out))
+                report.add(totals, step - num_steps, num_steps, now - call_started)
+                phases.enter(
+                    'stepping', step=step, **report.figures(totals, num_steps, now - call_started)
+                )
+
+                # One small sum over the workers, about once a second, keeps all decisions alike:
+                # whether anyone was asked to stop, the chief's clock, the mean pace.
+                stopping, elapsed, pace = agreement.sum(
+                    [
+                        stop.requested,
+                        (now - started) if cluster.is_chief else 0.0,
+                        (now - call_started) / num_steps / cluster.num_workers,
+                    ]
+                )
+                # The first call of a process compiles, so it may only slow the second one down.
+                steps_per_call = max(1, min(int(SECONDS_PER_CALL / pace), 10 * steps_per_call))
+
+                if logs.due(step, elapsed) or step == end:
+                    values = report.train(step, train_step.results, state.scalars)
+                    known_metrics.update({f'train/{name}': v for name, v in values.items()})
+                if histograms.due(step, elapsed):
+                    report.histograms(step, state.weights)
+                if evaluation and (evals.due(step, elapsed) or step == end):
+                    with phases.within_steps('evaluating', step=step):
+                        values = evaluation(max_steps)
+                    known_metrics.update({f'eval/{name}': v for name, v in values.items()})
+                    report.evaluation(step, values)
+                is_candidate = keep.best > 0 and keep.metric in known_metrics
+                if saves.due(step, elapsed) or stopping or step == end or is_candidate:
+                    with phases.within_steps('saving', step=step):
+                        save(step)
+                if stopping and step < end:
+                    checkpoints.close()
+                    raise Preempted(f'saved step {step} of {last_step} after a signal')
+
+            # ---- The end.
+            phases.enter('saving', step=step)
+            checkpoints.close()
+            agreement.wait()
+            return Result(
+                step=step,
+                metrics=known_metrics,
+                state_sha256=state_sha256(state.snapshot()),
+                checkpoint=checkpoints.path(step),
+                sample_sha256=report.sample_sha256(),
+            )
 
         phases.enter('restoring')
-        step = int(agreement.chief_does(take_over))
-        end = last_step if max_steps is None else min(last_step, step + max_steps)
-        known_metrics: dict[str, float] = {}
-        if step:
-            tensors, manifest = checkpoints.read(step)
-            check_unchanged(manifest, identity, allow_changes)
-            state.restore(tensors)
-            known_metrics.update(manifest['metrics'])
-            logging.info('resumed at step %d from %s', step, checkpoints.path(step))
-        agreement.check_same('the restored state', lambda: state_sha256(state.snapshot()))
-
-        def save(step: int) -> None:
-            if not cluster.is_chief:
-                return
-            report.flush()
-            checkpoints.save(
-                state.snapshot(),
-                {
-                    'step': step,
-                    'last_step': last_step,
-                    **identity,
-                    'config_sha256': hashlib.sha256(config_text.encode()).hexdigest(),
-                    'topology': topology(strategy, cluster),
-                    'versions': version.versions(),
-                    'num_parameters': state.num_parameters,
-                    'metrics': known_metrics,
-                },
-            )
-
-        # ---- The loop.
-        batches = train_batches(
-            train_data, strategy, seed=seed, global_batch_size=batch_size, start_step=step
-        )
-        report = Report(
-            dirs,
-            writes=cluster.is_chief,
-            step=step,
-            last_step=last_step,
-            batch_size=batch_size,
-            config_text=config_text,
-            sample_log=sample_log,
-        )
-        stack.callback(report.close)
-        intervals = [
-            Every(interval, steps_per_epoch, step)
-            for interval in (log_every, eval_every, save_every, histograms_every)
-        ]
-        logs, evals, saves, histograms = intervals
-        started, steps_per_call = time.monotonic(), 1
-        phases.enter('compiling', step=step, last_step=end)
-        while step < end:
-            due = min(every.next_due(step) or end for every in intervals)
-            num_steps = min(steps_per_call, due - step, end - step)
-            call_started = time.monotonic()
-            totals = train_step.run(batches, num_steps)
-            now = time.monotonic()
-            step += num_steps
-            known_metrics.clear()  # Those of an earlier step would pass for this one's.
-            if totals.pop('longest_skip') >= max_skipped:
-                raise Diverged(
-                    f'{max_skipped} steps in a row before step {step} were not finite. Lower the '
-                    'learning rate, clip gradients, or look at the data.'
-                )
-            report.add(totals, step - num_steps, num_steps, now - call_started)
-            phases.enter(
-                'stepping', step=step, **report.figures(totals, num_steps, now - call_started)
-            )
-
-            # One small sum over the workers, about once a second, keeps all decisions alike:
-            # whether anyone was asked to stop, the chief's clock, the mean pace.
-            stopping, elapsed, pace = agreement.sum(
-                [
-                    stop.requested,
-                    (now - started) if cluster.is_chief else 0.0,
-                    (now - call_started) / num_steps / cluster.num_workers,
-                ]
-            )
-            # The first call of a process compiles, so it may only slow the second one down.
-            steps_per_call = max(1, min(int(SECONDS_PER_CALL / pace), 10 * steps_per_call))
-
-            if logs.due(step, elapsed) or step == end:
-                values = report.train(step, train_step.results, state.scalars)
-                known_metrics.update({f'train/{name}': v for name, v in values.items()})
-            if histograms.due(step, elapsed):
-                report.histograms(step, state.weights)
-            if evaluation and (evals.due(step, elapsed) or step == end):
-                with phases.within_steps('evaluating', step=step):
-                    values = evaluation(max_steps)
-                known_metrics.update({f'eval/{name}': v for name, v in values.items()})
-                report.evaluation(step, values)
-            is_candidate = keep.best > 0 and keep.metric in known_metrics
-            if saves.due(step, elapsed) or stopping or step == end or is_candidate:
-                with phases.within_steps('saving', step=step):
-                    save(step)
-            if stopping and step < end:
-                checkpoints.close()
-                raise Preempted(f'saved step {step} of {last_step} after a signal')
-
-        # ---- The end.
-        phases.enter('saving', step=step)
-        checkpoints.close()
-        agreement.wait()
-        return Result(
-            step=step,
-            metrics=known_metrics,
-            state_sha256=state_sha256(state.snapshot()),
-            checkpoint=checkpoints.path(step),
-            sample_sha256=report.sample_sha256(),
-        )
+        agreement.chief_does(take_over)
+        return go_on()

@@ -24,7 +24,6 @@ SPEC = tf.TensorSpec([None, FEATURES], tf.float32)
 COUNTERS = {
     'phalanx/step',
     'phalanx/skipped',
-    'phalanx/skipped_in_row',
     'phalanx/loss_scale',
     'phalanx/good_steps',
 }

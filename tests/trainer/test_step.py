@@ -485,9 +485,9 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(make_strateg
     before = training.variables()
     totals = training.totals()
     after = training.variables()
-    counters = {'phalanx/step': 2, 'phalanx/skipped': 1, 'phalanx/skipped_in_row': 1}
+    counters = {'phalanx/step': 2, 'phalanx/skipped': 1}
     assert_equal(after, {**before, **counters})
-    assert (totals['finite_steps'], totals['longest_skip'], totals['loss']) == (0, 1, 0)
+    assert (totals['finite_steps'], totals['skipped_steps'], totals['loss']) == (0, [1], 0)
 
 
 def test_a_run_goes_on_after_steps_that_were_not_finite(make_strategy):
@@ -502,17 +502,22 @@ def test_a_run_goes_on_after_steps_that_were_not_finite(make_strategy):
     assert all(np.isfinite(v).all() and (v != before[p]).any() for p, v in after.items())
 
 
-def test_skipped_steps_in_a_row_are_counted_across_calls(make_strategy):
+def test_skipped_steps_are_told_and_counted_across_calls(make_strategy):
     images = np.full_like(arrays()['image'], np.inf)
     training = Training(make_strategy(2), data=make_data({'image': images}))
-    assert [training.totals(n)['longest_skip'] for n in (2, 3)] == [2, 5]
-    assert training.state.skipped_in_row.numpy() == 5
+    assert [training.totals(n)['skipped_steps'] for n in (2, 3)] == [[0, 1], [2, 3, 4]]
     training.data = make_data()
     training.start_at(5)
-    assert training.totals()['longest_skip'] == 5
-    assert training.state.skipped_in_row.numpy() == 0
-    assert training.totals()['longest_skip'] == 0
+    assert training.totals()['skipped_steps'] == []
     assert training.state.skipped.numpy() == 5
+
+
+def test_the_loss_of_every_step_is_told_where_asked_for(make_strategy):
+    training = Training(make_strategy(2), data=poisoned([0]), log_losses=True)
+    totals = training.totals(2)
+    losses = totals['losses']
+    assert np.isfinite(losses).tolist() == [False, True]
+    assert losses[1] == pytest.approx(totals['loss'], rel=1e-6)
 
 
 # ---- Precision.

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tests.trainer import tiny
 from trainer.checkpoint import Checkpoints, Keep
 from trainer.data.pipeline import Data
+from trainer.divergence import Divergence
 from trainer.errors import ConfigError, Diverged, Preempted
 from trainer.stop import StopRequest
 
@@ -289,10 +290,10 @@ def test_a_run_of_non_finite_steps_ends(one, tmp_path):
         return tf.reduce_sum(outputs, -1) * float('nan')
 
     with pytest.raises(Diverged) as raised:
-        tiny.run(one, tmp_path, loss=broken, max_skipped=3, log_every=1)
+        tiny.run(one, tmp_path, loss=broken, divergence=Divergence(bad_steps=3), log_every=1)
     assert str(raised.value) == (
-        '3 steps in a row before step 3 were not finite. Lower the learning rate, clip gradients, '
-        'or look at the data.'
+        'The losses of 3 step(s) in a row, from step 1 on, were not finite. Lower the learning '
+        'rate, clip gradients, or look at the data; `phalanx replay` shows a step in detail.'
     )
     assert steps(tmp_path) == []
 

@@ -21,8 +21,13 @@ raw operation. A block has at least 16 bits, so below some 1,000 records a walk 
 takes 65,536 / num_examples * 30 ns.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
+
+# Ranges [first, end) of positions, ascending.
+Windows = Sequence[tuple[int, int]]
 
 _ROUNDS = 16
 _BITS = 62  # The widest range that is a power of two: no cycle walking.
@@ -41,6 +46,36 @@ def positions(step: tf.Tensor | int, global_batch_size: int) -> tf.Tensor:
     """
     first = tf.cast(step, tf.int64) * global_batch_size
     return first + tf.range(global_batch_size, dtype=tf.int64)
+
+
+def used(positions: tf.Tensor, left_out: Windows) -> tf.Tensor:
+    """Returns the positions that are read in place of the given ones, int64 [B].
+
+    Args:
+        positions: int64 [B], counted without what is left out.
+        left_out: windows of positions that are never read, from `leave_out`.
+    """
+    for first, end in left_out:
+        positions = tf.where(positions >= first, positions + (end - first), positions)
+    return positions
+
+
+def leave_out(left_out: Windows, first: int, end: int) -> Windows:
+    """Returns the windows with one more: ascending, apart from each other.
+
+    Args:
+        left_out: the windows so far.
+        first, end: of the new one, counted without what is left out so far.
+    """
+    for low, high in left_out:
+        first, end = (p + (high - low) if p >= low else p for p in (first, end - 1))
+        end += 1
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted([*left_out, (first, end)]):
+        if merged and low <= merged[-1][1]:
+            low, high = merged[-1][0], max(high, merged.pop()[1])
+        merged.append((low, high))
+    return tuple(merged)
 
 
 def records(positions: tf.Tensor, *, num_examples: int, seed: int) -> tf.Tensor:

@@ -44,6 +44,7 @@ def train_batches(
     seed: int,
     global_batch_size: int,
     start_step: int,
+    left_out: order.Windows = (),
 ) -> Iterator:
     """Returns an endless iterator over the batches of training, in the order of `order`.
 
@@ -56,6 +57,7 @@ def train_batches(
         seed: Of the order and of augmentation, in [0, 2**31).
         global_batch_size: Examples in a step over all replicas, B.
         start_step: The step of the first batch.
+        left_out: Positions that are not read, see `order.used`.
 
     Returns:
         An iterator whose elements are for `strategy.run`. Each replica gets a dict of `inputs`,
@@ -71,12 +73,13 @@ def train_batches(
     num_examples = data.source.num_examples
 
     def ids_at(positions: tf.Tensor) -> tf.Tensor:
+        positions = order.used(positions, left_out)
         return order.records(positions, num_examples=num_examples, seed=seed)
 
     def batch(positions: tf.Tensor, ids: tf.Tensor) -> Features:
         features = _fetch(data, ids)
         if data.augment is not None:
-            seeds = order.example_seeds(positions, seed=seed)
+            seeds = order.example_seeds(order.used(positions, left_out), seed=seed)
             features = _checked(data.augment(dict(features), seeds), ids.shape[0], 'augment')
         return {**_model_batch(data, features), 'ids': ids}
 

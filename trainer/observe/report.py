@@ -136,7 +136,13 @@ class Report:
         return self._samples.sha256() if self._samples else None
 
     def close(self) -> None:
-        """Closes the files."""
-        for file in (self._train, self._eval, self._samples):
+        """Closes the files, if they are not closed already."""
+        files, self._train, self._eval, self._samples = (
+            (self._train, self._eval, self._samples),
+            None,
+            None,
+            None,
+        )
+        for file in files:
             if file:
                 file.close()

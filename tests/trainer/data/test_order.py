@@ -1,5 +1,7 @@
 """The order of reading: permutations that need no history, and random numbers without state."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -34,6 +36,19 @@ def assert_uncorrelated(x, y):
 def test_a_step_has_the_positions_after_those_before():
     np.testing.assert_array_equal(order.positions(3, 4), [12, 13, 14, 15])
     assert order.positions(tf.constant(2**40, tf.int64), 4)[0] == 2**42
+
+
+def test_positions_pass_over_what_is_left_out():
+    windows, remaining, rng = (), list(range(100)), np.random.default_rng(0)
+    for _ in range(6):
+        first = int(rng.integers(0, 60))
+        end = first + int(rng.integers(1, 6))
+        windows = order.leave_out(windows, first, end)
+        del remaining[first:end]  # Which is what leaving out means.
+        positions = tf.range(60, dtype=tf.int64)
+        assert order.used(positions, windows).numpy().tolist() == remaining[:60]
+    # Ascending, and no two touch.
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(windows))
 
 
 @pytest.mark.parametrize('num_examples', SIZES)
