@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import update
-from trainer.input_clock import InputClock
 from trainer.state import State
+from trainer.step_clock import StepClock
 from trainer.sums import MetricSums, first_replica, hide, per_example_loss, weigh
 
 # Dynamic loss scaling as in Micikevicius et al., "Mixed Precision Training"
@@ -66,7 +66,9 @@ class TrainStep:
         # Of one call of `run`: as variables of the loop, totals would cost each step more.
         self._sums = tf.Variable(tf.zeros(3 + sum(self._metrics.sizes), tf.float64))
         self._skipped: list[int] = []
-        self._clock = InputClock()
+        self._clock = StepClock()
+        # How long a worker takes is worth knowing where others wait for it.
+        self._times_work = self._replicas > len(strategy.extended.worker_devices)
         self._moves: list[bool] = []  # which of `state.moving` the model updates; set by tracing
         self._gradients = self._accumulated if accumulate > 1 else self._micro_batch
         if jit_compile:
@@ -92,8 +94,9 @@ class TrainStep:
         Returns:
             Sums over the finite steps, equal on all workers: 'loss', 'gradient_norm', 'metrics',
             'finite_steps' (float64); 'skipped_steps', those that were not finite (list of int);
-            of this worker alone, 'input_seconds' (float64), the time the replicas were idle for
-            lack of a batch, estimated from some of the steps; with `log_ids`, 'ids' (int64
+            of this worker alone and estimated from some of the steps, 'input_seconds' (float),
+            the time the replicas were idle for lack of a batch, and, if there are several workers,
+            'work_seconds' (float), from there to their gradients; with `log_ids`, 'ids' (int64
             [num_steps, global batch]); with `log_losses`, 'losses' (float32 [num_steps]).
         """
         self._skipped.clear()
@@ -102,6 +105,7 @@ class TrainStep:
         finite_steps, loss, norm, *_ = sums = totals.pop('sums')
         if self._skipped:
             self._state.skipped.assign_add(len(self._skipped))
+        waited, worked = self._clock.take(num_steps)
         return {
             **totals,
             'finite_steps': finite_steps,
@@ -109,7 +113,8 @@ class TrainStep:
             'gradient_norm': norm,
             'metrics': sums[3:],
             'skipped_steps': list(self._skipped),
-            'input_seconds': self._clock.take(num_steps),
+            'input_seconds': waited,
+            'work_seconds': worked,
         }
 
     @tf.function(reduce_retracing=True)
@@ -126,9 +131,11 @@ class TrainStep:
         )
         for step in tf.range(first, end):
             batch = next(iterator)
-            if self._clock.is_due(end - step):
-                self._clock.measure(first_replica(strategy, batch['ids']), after=self._sums)
-            grads, moving, out = strategy.run(self._reduced, args=(batch, step))
+            due = self._clock.is_due(end - step)
+            if due:
+                ids_there = first_replica(strategy, batch['ids'])
+                due = self._clock.measure_wait(ids_there, after=self._sums)
+            grads, moving, out = strategy.run(self._reduced, args=(batch, step, due))
             out = first_replica(strategy, out)
             if self._log_ids:
                 ids = ids.write(ids.size(), out['ids'])
@@ -149,7 +156,7 @@ class TrainStep:
             totals['losses'] = losses.stack()
         return totals
 
-    def _reduced(self, batch, step):
+    def _reduced(self, batch, step, due):
         """One replica's part of a step up to the update; what it returns is equal everywhere."""
         context = tf.distribute.get_replica_context()
         scale = tf.identity(self._state.loss_scale) if self._scaled else 1.0
@@ -162,6 +169,8 @@ class TrainStep:
             tf.cast(context.replica_id_in_sync_group, tf.int64),
             scale,
         )
+        if self._times_work:
+            self._clock.measure_work(due, [g for g in grads if g is not None])
         used = [g is not None for g in grads]
         # Statistics are float; anything else (a counter, frozen weights) is equal already.
         averaged = [

@@ -175,4 +175,4 @@ def test_a_spike_of_the_loss_is_rolled_back(make_strategy, tmp_path):
     assert manifest['left_out']['rollbacks'] == 2
     used = {i for ids in sample_log(tmp_path).values() for i in ids}
     assert not used & {ids_of_step(step)[-1] for step in range(80, 84)}
-    assert run.metrics['train/loss'] < 0.8
+    assert run.metrics['train/loss'] < 1.5  # Of weights that were spoilt, it is above 100.

@@ -77,6 +77,7 @@ class Report:
         return {
             'seconds': round(seconds, 4),
             'input_seconds': round(float(totals['input_seconds']), 4),
+            'work_seconds': round(float(totals['work_seconds']), 4),
             'loss': float(totals['loss']) / max(float(totals['finite_steps']), 1.0),
             'examples_per_second': round(steps * self._batch_size / seconds, 1),
         }
