@@ -39,7 +39,8 @@ setup(
     ],
     extras_require={
         'gpu': [f'tensorflow[and-cuda]{TENSORFLOW_RANGE}'],
-        'dev': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.17,<0.18'],
+        'plot': ['matplotlib>=3.8,<4'],
+        'dev': ['matplotlib>=3.8,<4', 'pytest>=8', 'pytest-xdist>=3', 'ruff>=0.17,<0.18'],
     },
     entry_points={'console_scripts': ['phalanx=launch.__main__:main']},
     classifiers=[

@@ -5,10 +5,11 @@ import math
 import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
-from launch.board import tensorboard
+from launch.board import tensorboard, write_text
 from launch.status import logs, status
 from launch.supervisor import Policy, Supervisor
 from trainer import gin_files
@@ -38,7 +39,7 @@ to every worker.
 
 phalanx status DIR                      how the job in DIR stands
 phalanx logs DIR [--worker=I] [--follow]  what a worker has said in the newest attempt
-phalanx report DIR                      where the time of all attempts went
+phalanx report DIR [--png=FILE]         where the time of all attempts went, also as a chart
 """
 
 
@@ -114,9 +115,12 @@ def _run(argv: list[str]) -> int:
 
 def _tell_verdict(dirs: ModelDir) -> None:
     # Rich takes its time to import.
-    from launch.report import account, verdict
+    from launch.account import account
+    from launch.report import markdown, verdict
 
     result = account(dirs)
+    with contextlib.suppress(OSError):  # A full disk has been told of before.
+        write_text(dirs.job, result.step, 'report', markdown(result))
     for sentence in verdict(result):
         print(f'phalanx: {sentence}', file=sys.stderr)
     print(
@@ -132,6 +136,8 @@ def _look(verb: str, argv: list[str]) -> int:
     if verb == 'logs':
         flags.DEFINE_integer('worker', 0, 'Which worker.', 0, flag_values=own)
         flags.DEFINE_boolean('follow', False, 'Go on.', short_name='f', flag_values=own)
+    elif verb == 'report':
+        flags.DEFINE_string('png', None, 'A file for the chart.', flag_values=own)
     try:
         rest = own(['phalanx', *argv])[1:]
     except flags.Error as error:
@@ -145,9 +151,11 @@ def _look(verb: str, argv: list[str]) -> int:
         logs(dirs, own.worker, follow=own.follow)
     else:
         # Rich takes its time to import.
-        from launch.report import show
+        from launch.report import save_png, show
 
         show(dirs)
+        if own.png:
+            save_png(dirs, Path(own.png))
     return 0
 
 

@@ -1,106 +1,21 @@
-"""Where the wall time of a job went, over all its attempts: from the ledger and the phases."""
+"""What became of a job, for people: the table of its time, and what stands out, in sentences."""
 
-import collections
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from launch.ledger import Ledger, json_lines
+from launch.account import CATEGORIES, Account, account
+from trainer.errors import ConfigError
 from trainer.model_dir import ModelDir
 
 # What takes more than this share is worth a sentence.
 _NOTABLE = 0.1
-# In the order of the table, with what each means.
-CATEGORIES = {
-    'steps': 'training that counts',
-    'input wait': 'replicas idle for lack of a batch',
-    'evaluation': '',
-    'saving': 'what the loop waited for',
-    'export': '',
-    'start and end': 'of processes and TensorFlow, and building the model',
-    'compiling': 'until the first step was done',
-    'restoring': '',
-    'lost': 'steps beyond the checkpoint, done again',
-    'down': 'from the last sign of life to the next attempt',
-}
-_CATEGORY = {
-    'starting': 'start and end',
-    'building': 'start and end',
-    'ending': 'start and end',
-    'restoring': 'restoring',
-    'compiling': 'compiling',
-    'evaluating': 'evaluation',
-    'saving': 'saving',
-    'exporting': 'export',
-    'stepping': 'steps',
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Account:
-    """What became of a job's time.
-
-    Attributes:
-        seconds: of each category; they add up to `wall`.
-        wall: seconds in which a launcher was there, over all its starts.
-        attempts: how many.
-        step: of the newest checkpoint that the ledger knows.
-        events: 'stuck' and 'exit' events of the ledger, in order.
-    """
-
-    seconds: Mapping[str, float]
-    wall: float
-    attempts: int
-    step: int
-    events: Sequence[Mapping]
-
-    @property
-    def goodput(self) -> float:
-        """The share of the wall time spent in steps that count."""
-        return self.seconds['steps'] / self.wall if self.wall else 0.0
-
-
-def account(dirs: ModelDir) -> Account:
-    """Reads what became of the time of the job in a directory.
-
-    Raises:
-        ConfigError: no job has run there.
-    """
-    events = Ledger(dirs.path / 'ledger.jsonl').history()
-    seconds = collections.Counter(dict.fromkeys(CATEGORIES, 0.0))
-    attempts = [each for each in events if each['event'] == 'attempt']
-    wall = 0.0
-    clean_ends = {
-        each['number']: each['time']
-        for each in events
-        if each['event'] == 'attempt_end' and each['outcome'] != 'failed'
-    }
-    for begin, end, inside in _spans(events, dirs.logs):
-        wall += end - begin
-        known = 0.0
-        for attempt in inside:
-            after = [each for each in attempts if each['number'] > attempt['number']]
-            kept = after[0]['step'] if after else None
-            lines = _lines(dirs.logs, attempt['number'])
-            for category, spent in _attempt(attempt['time'], lines, kept):
-                seconds[category] += spent
-                known += spent
-            if lines and attempt['number'] in clean_ends:
-                spent = clean_ends[attempt['number']] - lines[-1]['time']
-                seconds['start and end'] += spent
-                known += spent
-        seconds['down'] += end - begin - known
-    return Account(
-        seconds=dict(seconds),
-        wall=wall,
-        attempts=len(attempts),
-        step=max((each.get('step') or 0 for each in events), default=0),
-        events=[each for each in events if each['event'] in ('stuck', 'exit')],
-    )
+# Workers of one host differ by chance by less than this.
+_SLOWER = 1.3
 
 
 def verdict(result: Account) -> list[str]:
@@ -110,9 +25,11 @@ def verdict(result: Account) -> list[str]:
     waiting = seconds['input wait'] / training if training else 0.0
     if waiting >= _NOTABLE:
         sentences.append(
-            f'Input-bound: the replicas waited for batches {waiting:.0%} of the training time. '
-            'Make preprocessing and augmentation cheaper, or give them more cores.'
+            f'Input-bound {waiting:.0%} of the training time: so long did replicas wait for '
+            'batches. Make preprocessing and augmentation cheaper, or give them more cores.'
         )
+    if slow := _slowest(result):
+        sentences.append(slow)
     saving = seconds['saving'] / training if training else 0.0
     if saving >= _NOTABLE:
         sentences.append(
@@ -124,6 +41,12 @@ def verdict(result: Account) -> list[str]:
         sentences.append(
             f'{len(result.events)} failure(s) cost {spoilt:,.0f} s of steps done again and of '
             'waiting. Checkpoints at shorter intervals would lose less.'
+        )
+    rollbacks = sum(event['event'] == 'rollback' for event in result.events)
+    if rollbacks:
+        sentences.append(
+            f'Training went astray and went back to a checkpoint {rollbacks} time(s), without the '
+            'data in between. Look at that data, lower the learning rate, or clip gradients.'
         )
     return sentences
 
@@ -138,7 +61,7 @@ def show(dirs: ModelDir, console: Console | None = None) -> None:
     for category, meaning in CATEGORIES.items():
         spent = result.seconds[category]
         share = spent / result.wall if result.wall else 0.0
-        bar = ProgressBar(total=1.0, completed=share, width=24)
+        bar = ProgressBar(total=1.0, completed=share, width=20)
         table.add_row(category, f'{spent:,.1f}', f'{share:.1%}', bar, meaning)
     table.add_row('all', f'{result.wall:,.1f}', '', '', f'{result.attempts} attempt(s)')
     console = console or Console()
@@ -147,48 +70,74 @@ def show(dirs: ModelDir, console: Console | None = None) -> None:
         console.print(sentence, highlight=False)
     console.print(f'goodput {result.goodput:.1%}, newest checkpoint of step {result.step}')
     for event in result.events:
-        what = f'worker {event["worker"]} ' + (
-            f'was stuck in the phase {event["phase"]!r}'
-            if event['event'] == 'stuck'
-            else f'ended with {event["code"]}'
-        )
-        console.print(f'  {what}', highlight=False)
+        console.print(f'  {_told(event)}', highlight=False)
 
 
-def _spans(events: Sequence[dict], logs: Path) -> Iterator[tuple[float, float, list[dict]]]:
-    """Yields begin, end and attempts of each time that a launcher was there."""
-    starts = [index for index, each in enumerate(events) if each['event'] == 'job']
-    for start, stop in zip(starts, [*starts[1:], len(events)], strict=True):
-        inside = events[start:stop]
-        attempts = [each for each in inside if each['event'] == 'attempt']
-        end = inside[-1]['time']
-        if inside[-1]['event'] != 'end' and attempts:
-            # The launcher was killed: the last sign of life is the workers'.
-            end = max([end, *(line['time'] for line in _lines(logs, attempts[-1]['number']))])
-        yield inside[0]['time'], end, attempts
+def markdown(result: Account) -> str:
+    """Returns the account and the verdict as TensorBoard shows them."""
+    rows = ['| | seconds | share | |', '|---|---:|---:|---|']
+    for category, meaning in CATEGORIES.items():
+        spent = result.seconds[category]
+        share = spent / result.wall if result.wall else 0.0
+        rows.append(f'| {category} | {spent:,.1f} | {share:.1%} | {meaning} |')
+    rows.append(f'| all | {result.wall:,.1f} | | {result.attempts} attempt(s) |')
+    events = [f'* {_told(event)}' for event in result.events]
+    goodput = f'Goodput {result.goodput:.1%}.'
+    return '\n\n'.join(['\n'.join(rows), goodput, *verdict(result), '\n'.join(events)]).strip()
 
 
-def _lines(logs: Path, attempt: int) -> list[dict]:
-    """The chief's phases; a line that a kill has cut short is left out."""
-    return json_lines(logs / f'attempt-{attempt}' / 'worker-0.phases.jsonl')
+def save_png(dirs: ModelDir, path: Path) -> None:
+    """Draws the account of a job as bars.
 
-
-def _attempt(begin: float, lines: Sequence[dict], kept: int | None) -> Iterator[tuple[str, float]]:
-    """Yields category and seconds of an attempt up to its last sign of life.
-
-    Args:
-        begin: when its workers were started.
-        lines: the chief's.
-        kept: the step that the next attempt began at; None if there is no next one.
+    Raises:
+        ConfigError: no job has run there, matplotlib is not installed, or the file cannot be
+            written.
     """
-    then, phase = begin, 'starting'
-    for line in lines:
-        spent, waited = line['time'] - then, 0.0
-        category = _CATEGORY[phase]
-        if phase == 'stepping' and 'step' in line:
-            waited = min(line.get('input_seconds', 0.0), spent)
-            if kept is not None and line['step'] > kept:
-                category, waited = 'lost', 0.0
-        yield category, spent - waited
-        yield 'input wait', waited
-        then, phase = line['time'], line['phase']
+    result = account(dirs)
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError(
+            f'--png={path} needs matplotlib, which is not installed. Run: '
+            "pip install 'phalanx[plot]'"
+        ) from None
+    figure = Figure(figsize=(8, 4), layout='constrained')
+    axes = figure.subplots()
+    names = list(CATEGORIES)[::-1]
+    shares = [100 * result.seconds[name] / max(result.wall, 1e-9) for name in names]
+    colours = ['tab:green' if name == 'steps' else 'tab:gray' for name in names]
+    bars = axes.barh(names, shares, color=colours)
+    axes.bar_label(bars, [f'{result.seconds[name]:,.1f} s' for name in names], padding=3)
+    axes.set_xlabel(f'% of {result.wall:,.0f} s, {result.attempts} attempt(s)')
+    axes.set_title(f'goodput {result.goodput:.1%}')
+    axes.margins(x=0.12)
+    axes.spines[['top', 'right']].set_visible(False)
+    try:
+        figure.savefig(path, format='png', dpi=120)
+    except OSError as error:
+        raise ConfigError(
+            f'--png={path} cannot be written: {error.strerror}. Name a file in a directory that '
+            'is there.'
+        ) from error
+
+
+def _slowest(result: Account) -> str:
+    if len(result.work) < 2:
+        return ''
+    slow = max(range(len(result.work)), key=lambda index: result.work[index])
+    others = [work for index, work in enumerate(result.work) if index != slow]
+    times = result.work[slow] / statistics.median(others)
+    if times < _SLOWER:
+        return ''
+    return (
+        f'Worker {slow} is {times:.1f} times slower than the others, which wait for it in every '
+        'step. See what else its cores or its GPU are doing.'
+    )
+
+
+def _told(event: Mapping) -> str:
+    if event['event'] == 'rollback':
+        return f'went back from step {event["rolled_back"]} to step {event["to"]}'
+    if event['event'] == 'stuck':
+        return f'worker {event["worker"]} was stuck in the phase {event["phase"]!r}'
+    return f'worker {event["worker"]} ended with {event["code"]}'

@@ -186,6 +186,10 @@ class Supervisor:
         while True:
             screen.show()
             watch.read()
+            while watch.rollbacks:
+                told = watch.rollbacks.pop(0)
+                figures = {name: told[name] for name in ('rolled_back', 'to', 'windows')}
+                self._ledger.write('rollback', **figures)
             codes = workers.codes()
             if all(code == 0 for code in codes):
                 return _Outcome('finished')

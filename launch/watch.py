@@ -62,6 +62,7 @@ class Watch:
 
     Attributes:
         compiling: whether any worker has come as far as that.
+        rollbacks: what the chief has said when it went back to a checkpoint.
     """
 
     def __init__(self, files: Sequence[Path], longest: dict[str, float], patience: float):
@@ -79,6 +80,7 @@ class Watch:
         # By this process's own clock, which neither jumps nor stands still for one side alone.
         self._heard = [time.monotonic()] * len(files)
         self.compiling = False
+        self.rollbacks: list[dict] = []
 
     def read(self) -> None:
         """Takes in what the workers have written since the last time."""
@@ -91,6 +93,8 @@ class Watch:
                 self._said[index], self._phases[index] = line['time'], line['phase']
                 self._heard[index] = time.monotonic()
                 self.compiling = self.compiling or line['phase'] == 'compiling'
+                if index == 0 and 'rolled_back' in line:
+                    self.rollbacks.append(line)
 
     def allowed(self, phase: str) -> float:
         """Returns how many seconds of silence are allowed in a phase."""

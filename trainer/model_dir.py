@@ -65,6 +65,11 @@ class ModelDir:
         return self.path / 'eval'
 
     @property
+    def job(self) -> Path:
+        """TensorBoard event files of the launcher: its report."""
+        return self.path / 'job'
+
+    @property
     def export(self) -> Path:
         """Exported models, one directory a step."""
         return self.path / 'export'
