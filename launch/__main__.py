@@ -17,7 +17,7 @@ from trainer.errors import ConfigError, WriteError, nearest
 from trainer.flags import Options, parse, reason
 from trainer.model_dir import ModelDir
 
-VERBS = ('run', 'status', 'logs', 'report')
+VERBS = ('run', 'check', 'status', 'logs', 'report')
 
 _USAGE = """\
 usage: phalanx run [--workers=N] [--devices_per_worker=M] --gin_file=FILE --model_dir=DIR [FLAG ...]
@@ -37,6 +37,8 @@ to every worker.
     number of workers that can share the batch equally, and with all again when they come back.
   --tensorboard: start TensorBoard on this host's loopback, and end it with the job.
 
+phalanx check --workers=N [FLAG ...]    whether `phalanx run` with these flags would go well: one
+                                        step of one replica, in one process that leaves nothing
 phalanx status DIR                      how the job in DIR stands
 phalanx logs DIR [--worker=I] [--follow]  what a worker has said in the newest attempt
 phalanx report DIR [--png=FILE]         where the time of all attempts went, also as a chart
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(
                 f'{verb!r} is not a verb of phalanx ({", ".join(VERBS)}).{nearest(verb, VERBS)}'
             )
-        return _run(rest) if verb == 'run' else _look(verb, rest)
+        return _run(verb, rest) if verb in ('run', 'check') else _look(verb, rest)
     except KeyboardInterrupt:
         return 130
     except (ConfigError, WriteError) as error:
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
-def _run(argv: list[str]) -> int:
+def _run(verb: str, argv: list[str]) -> int:
     own = flags.FlagValues()
     own.set_gnu_getopt(True)
     new = {'flag_values': own}
@@ -89,8 +91,11 @@ def _run(argv: list[str]) -> int:
         return 0
     if own.devices_per_worker is not None:
         rest.append(f'--gin.strategy.devices_per_worker={own.devices_per_worker}')
-    dirs = _model_dir(options)
-    if options.mode in ('train', 'train_and_evaluate') and not options.dry_run:
+    dirs, workers = _model_dir(options), own.workers
+    if verb == 'check':
+        rest.append(f'--check_workers={workers}')
+        workers = 1
+    elif options.mode in ('train', 'train_and_evaluate') and not options.dry_run:
         policy = Policy(
             max_restarts=own.max_restarts,
             grace_seconds=own.grace_seconds,
@@ -101,7 +106,7 @@ def _run(argv: list[str]) -> int:
             if own.tensorboard:
                 address = stack.enter_context(tensorboard(dirs.path))
                 print(f'phalanx: TensorBoard at {address}', file=sys.stderr, flush=True)
-            code = Supervisor(rest, workers=own.workers, dirs=dirs, policy=policy).run()
+            code = Supervisor(rest, workers=workers, dirs=dirs, policy=policy).run()
         if code != ConfigError.exit_code:
             with contextlib.suppress(ConfigError):  # On a full disk there may be no ledger.
                 _tell_verdict(dirs)
@@ -110,7 +115,7 @@ def _run(argv: list[str]) -> int:
     # no trace in the history of the run.
     policy = Policy(max_restarts=0, grace_seconds=own.grace_seconds, patience_seconds=math.inf)
     with tempfile.TemporaryDirectory(prefix='phalanx-') as aside:
-        return Supervisor(rest, workers=own.workers, dirs=ModelDir(aside), policy=policy).run()
+        return Supervisor(rest, workers=workers, dirs=ModelDir(aside), policy=policy).run()
 
 
 def _tell_verdict(dirs: ModelDir) -> None:

@@ -52,7 +52,8 @@ def _run(options: flags.Options) -> None:
     script = gin_files.read(options.gin_files, options.gin_bindings, options.gin_search_path)
     cluster = from_environ()
     mode = 'evaluate' if cluster.type == 'evaluator' else options.mode
-    called = _CALLED['train_and_evaluate' if options.dry_run else mode]
+    rehearsal = options.dry_run or options.check_workers
+    called = _CALLED['train_and_evaluate' if rehearsal else mode]
 
     phases.enter('starting')
     # Only now: it takes seconds that a slip of the pen should not cost.
@@ -65,9 +66,14 @@ def _run(options: flags.Options) -> None:
 
     gin_setup.load(script, unused={'train', 'evaluate', 'export'} - called)
     _set_up_logging(options.verbosity)
-    if mode == 'export' and not options.dry_run:
+    if mode == 'export' and not rehearsal:
         if cluster.is_chief:
             print(f'SavedModel: {gin_setup.export()}')
+        return
+    if options.check_workers:
+        one = {'kind': 'auto', 'devices_per_worker': 1, 'collective': 'auto'}
+        strategy = gin_setup.build_strategy(cluster=cluster, **one)
+        dry_run(strategy, cluster, gin_setup.model_dir(), options.check_workers)
         return
     # Nothing that runs a TensorFlow operation may come before the strategy.
     gin_setup.meet(cluster=cluster, digest=gin_setup.digest())

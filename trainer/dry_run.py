@@ -4,6 +4,7 @@ import contextlib
 import functools
 import shutil
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import tensorflow as tf
@@ -12,10 +13,17 @@ from trainer import gin_setup
 from trainer.agreement import Agreement
 from trainer.checkpoint import Checkpoints
 from trainer.cluster import Cluster
+from trainer.interval import parse_steps
 from trainer.model_dir import ModelDir
+from trainer.preflight import check_batch_size
 
 
-def dry_run(strategy: tf.distribute.Strategy, cluster: Cluster, model_dir: str) -> None:
+def dry_run(
+    strategy: tf.distribute.Strategy,
+    cluster: Cluster,
+    model_dir: str,
+    workers: int | None = None,
+) -> None:
     """Trains one step, evaluates one batch, saves, restores, exports, and prints the plan.
 
     Nothing is switched off: it is the program's own `train` and `export`, held to one step.
@@ -24,12 +32,15 @@ def dry_run(strategy: tf.distribute.Strategy, cluster: Cluster, model_dir: str) 
         strategy: where the run will train.
         cluster: which worker this is.
         model_dir: of the run; what is in it stays as it is.
+        workers: rehearse the part of one replica of a job of so many workers; `strategy` is then
+            of one device. None rehearses the whole step.
 
     Raises:
         ConfigError: whatever would end the run itself.
         RuntimeError: the restored state is not the one that was saved.
     """
     agreement = Agreement(strategy, cluster)
+    share = _Share(workers) if workers else None
     with _scratch(ModelDir(model_dir), cluster, agreement) as scratch:
         common = {
             'strategy': strategy,
@@ -37,6 +48,7 @@ def dry_run(strategy: tf.distribute.Strategy, cluster: Cluster, model_dir: str) 
             'model_dir': str(scratch),
             # Once: after the first part there is more in it, and nothing has changed.
             'config': functools.cache(gin_setup.record),
+            **(share.arguments if share else {}),
         }
         first = gin_setup.train(**common, max_steps=1)
         again = gin_setup.train(**common, max_steps=0)
@@ -44,8 +56,30 @@ def dry_run(strategy: tf.distribute.Strategy, cluster: Cluster, model_dir: str) 
             raise RuntimeError('The restored state is not the one that was saved.')
         if cluster.is_chief:
             gin_setup.export(model_dir=str(scratch))
-            print(_plan(scratch, first.step))
+            print(_plan(scratch, first.step, share))
         agreement.wait()
+
+
+class _Share:
+    """What one replica does in a job of many, as far as the configuration says."""
+
+    def __init__(self, workers: int):
+        gpus = tf.config.list_physical_devices('GPU')
+        self.workers, self.device_type = workers, 'GPU' if gpus else 'CPU'
+        devices = gin_setup.parameter('strategy.devices_per_worker')
+        self.devices = devices or len(gpus) or 1
+        self.replicas = workers * self.devices
+        self.batch_size = gin_setup.parameter('train.batch_size')
+        check_batch_size(
+            self.batch_size, self.replicas, gin_setup.parameter('train.accumulate') or 1
+        )
+        data = gin_setup.parameter('train.train_data')
+        steps_per_epoch = Fraction(data.source.num_examples, self.batch_size)
+        self.arguments = {
+            'batch_size': self.batch_size // self.replicas,
+            'steps': parse_steps(gin_setup.parameter('train.steps'), steps_per_epoch),
+            'train_data': data,  # Not to be read twice.
+        }
 
 
 @contextlib.contextmanager
@@ -68,21 +102,28 @@ def _scratch(dirs: ModelDir, cluster: Cluster, agreement: Agreement) -> Iterator
                 shutil.rmtree(dirs.path, ignore_errors=True)
 
 
-def _plan(scratch: Path, step: int) -> str:
+def _plan(scratch: Path, step: int, share: _Share | None) -> str:
     checkpoints = Checkpoints(ModelDir(scratch).checkpoints, writer=False)
     _, manifest = checkpoints.read(step)
     size = sum(file.stat().st_size for file in checkpoints.path(step).iterdir())
     topology, batch = manifest['topology'], manifest['global_batch_size']
     workers, each = topology['num_workers'], topology['replicas_per_worker']
+    kind, device_type = topology['kind'], topology['device_type']
     per_replica = batch // topology['replicas']
+    rehearsed = 'training, evaluation, save, restore, export'
+    if share:
+        kind = 'multi_worker' if share.workers > 1 else 'mirrored'
+        workers, each, device_type = share.workers, share.devices, share.device_type
+        per_replica, batch = batch, share.batch_size
+        rehearsed += ', by one replica'
     lines = {
-        'topology': f'{topology["kind"]}: {workers} worker(s) of {each} {topology["device_type"]}',
+        'topology': f'{kind}: {workers} worker(s) of {each} {device_type}',
         'batch': f'{batch} examples a step, {per_replica} on each replica',
         'data': f'{manifest["num_examples"]:,} examples',
         'epoch': f'{manifest["num_examples"] / batch:,.1f} steps',
         'run': f'{manifest["last_step"]:,} steps',
         'parameters': f'{manifest["num_parameters"]:,}',
         'checkpoint': f'{size:,} bytes',
-        'rehearsed': 'training, evaluation, save, restore, export',
+        'rehearsed': rehearsed,
     }
     return '\n'.join(f'{name + ":":<12} {value}' for name, value in lines.items())

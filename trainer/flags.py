@@ -30,6 +30,7 @@ class Options:
         gin_search_path: directories to look for .gin files in.
         mode: one of `MODES`.
         dry_run: check everything, train nothing.
+        check_workers: the same for a job of so many workers, in this process alone.
         verbosity: absl's: -1 warnings, 0 news, 1 details, with tracebacks of mistakes.
     """
 
@@ -38,6 +39,7 @@ class Options:
     gin_search_path: tuple[str, ...]
     mode: str
     dry_run: bool
+    check_workers: int | None
     verbosity: int
 
 
@@ -84,6 +86,7 @@ def parse(argv: Sequence[str], others: Sequence[str] = ()) -> Options | None:
         tuple(values.gin_search_path),
         values.mode,
         values.dry_run,
+        values.check_workers,
         values.verbosity,
     )
 
@@ -144,6 +147,14 @@ def _define() -> flags.FlagValues:
     flags.DEFINE_string('model_dir', None, 'Sets MODEL_DIR: where everything is written.', **new)
     flags.DEFINE_string('mode', 'train_and_evaluate', f'One of {", ".join(MODES)}.', **new)
     flags.DEFINE_boolean('dry_run', False, 'Check everything, train nothing, write nothing.', **new)
+    flags.DEFINE_integer(
+        'check_workers',
+        None,
+        'Like --dry_run for a job of so many workers, but in this process alone: the part of one '
+        'replica.',
+        1,
+        **new,
+    )
     flags.DEFINE_integer(
         'verbosity',
         logging.INFO,

@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import inspect
 from collections.abc import Collection
+from typing import Any
 
 import gin
 import keras
@@ -106,7 +107,15 @@ def digest() -> str:
 
 def model_dir() -> str:
     """Returns the directory that `train` will be given."""
-    value = gin.query_parameter('train.model_dir')
+    return parameter('train.model_dir')
+
+
+def parameter(name: str) -> Any:
+    """Returns what a parameter is set to, macros and references followed; None if it is not set."""
+    try:
+        value = gin.query_parameter(name)
+    except ValueError:
+        return None
     is_reference = isinstance(value, gin.config.ConfigurableReference)
     return value.scoped_configurable_fn() if is_reference else value
 

@@ -13,9 +13,13 @@ from trainer.model_dir import ModelDir
     [
         (
             ['rum'],
-            "'rum' is not a verb of phalanx (run, status, logs, report). Did you mean 'run'?",
+            "'rum' is not a verb of phalanx (run, check, status, logs, report). "
+            "Did you mean 'run'?",
         ),
-        (['--workers=2'], "'--workers=2' is not a verb of phalanx (run, status, logs, report)."),
+        (
+            ['--workers=2'],
+            "'--workers=2' is not a verb of phalanx (run, check, status, logs, report).",
+        ),
         (
             ['run', '--wrokers=2'],
             "Unknown flag --wrokers. Did you mean 'workers'? Settings of the configuration are "

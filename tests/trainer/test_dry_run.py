@@ -45,6 +45,27 @@ def test_it_prints_the_plan_and_leaves_nothing(capsys, caplog, empty_directory):
     )
 
 
+def test_a_job_of_many_workers_is_rehearsed_by_one_replica(capsys, empty_directory):
+    flags = ['--gin.DEVICES=4', '--gin.train.steps="2 epochs"', '--gin.train.eval_every=None']
+    assert main([*RUN, *flags, '--check_workers=8']) == 0
+    assert not list(empty_directory.iterdir())
+    plan = capsys.readouterr().out
+    assert plan.startswith(
+        'topology:    multi_worker: 8 worker(s) of 4 CPU\n'
+        'batch:       64 examples a step, 2 on each replica\n'
+    )
+    assert 'run:         47 steps\n' in plan
+    assert 'restore, export, by one replica\n' in plan
+
+
+def test_a_job_whose_workers_cannot_share_the_batch_is_refused(capsys, empty_directory):
+    assert main([*RUN, '--gin.DEVICES=1', '--check_workers=5']) == 2
+    assert capsys.readouterr().err == (
+        'error: The global batch of 64 examples cannot be shared equally by 5 replicas. Set '
+        'BATCH_SIZE to a multiple of 5, such as 60 or 65.\n'
+    )
+
+
 @pytest.mark.parametrize(
     ('flag', 'message'),
     [

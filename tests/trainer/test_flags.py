@@ -35,12 +35,13 @@ def test_order_is_kept_and_model_dir_comes_last():
         gin_search_path=('p',),
         mode='export',
         dry_run=True,
+        check_workers=None,
         verbosity=1,
     )
 
 
 def test_without_flags_there_is_a_default_for_all():
-    assert flags.parse([]) == flags.Options((), (), (), 'train_and_evaluate', False, 0)
+    assert flags.parse([]) == flags.Options((), (), (), 'train_and_evaluate', False, None, 0)
 
 
 def test_help_lists_every_flag_and_parses_nothing(capsys):
