@@ -38,6 +38,7 @@ class Workers:
         """
         self.logs = [directory / f'worker-{index}.log' for index in range(count)]
         self.phases = [directory / f'worker-{index}.phases.jsonl' for index in range(count)]
+        self._ports: list[int] = []
         self._processes: list[subprocess.Popen] = []
         command = child.command('trainer', *flags)
         try:
@@ -54,6 +55,9 @@ class Workers:
                         start_new_session=True,
                     )
                 self._processes.append(process)
+                if config := environment.get('TF_CONFIG'):
+                    address = json.loads(config)['cluster']['worker'][index]
+                    self._ports.append(int(address.rpartition(':')[2]))
         except BaseException:
             self.kill()
             raise
@@ -76,6 +80,18 @@ class Workers:
         """Has every worker write what all its Python threads do into its log."""
         self.signal(signal.SIGUSR1)
         time.sleep(_DUMP_SECONDS)
+
+    def taken_port(self) -> tuple[int, int] | None:
+        """Returns a worker and its port if that is another process's; ask once all have ended."""
+        for index, port in enumerate(self._ports):
+            with socket.socket() as probe:
+                # As a worker tries it: what its like have just left is no obstacle.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(('', port))
+                except OSError:
+                    return index, port
+        return None
 
     def kill(self) -> None:
         """Ends all that run, with what they have started, and waits for them."""

@@ -162,6 +162,11 @@ class Supervisor:
         finally:
             workers.kill()
             screen.show()
+        if outcome.kind == 'mistake' and (taken := workers.taken_port()):
+            # Between choosing it and the worker's start. The next attempt chooses others.
+            reason = f'port {taken[1]} of worker {taken[0]} was taken by another process'
+            self._say(reason)
+            outcome = dataclasses.replace(outcome, kind='failed', worker=taken[0], reason=reason)
         if outcome.kind == 'mistake' and (watch.compiling or not first):
             # The flags were good enough once: something else has changed, perhaps for a moment.
             outcome = dataclasses.replace(outcome, kind='failed')
