@@ -194,12 +194,12 @@ import sys
 from launch.display import write
 sys.stdin.read()
 for _ in range(3):
-    write('x' * 100_000, sys.{closed})
+    write('a line\\n', sys.{closed})
 sys.exit(75)
 """
     process = subprocess.Popen(
         [sys.executable, '-c', program],
-        env=environment(),
+        env=environment(PYTHONUNBUFFERED=''),  # Without a buffer nothing is left for the end.
         stdin=subprocess.PIPE,
         **{closed: subprocess.PIPE},
     )
@@ -277,13 +277,18 @@ def test_another_attempt_keeps_the_progress_and_may_have_fewer_workers(tmp_path,
         frame(out, shown, clock)
         after = Job(tmp_path / 'attempt-2', workers=2)
         shown.say('phalanx: going on with 2 workers instead of 4')
+        before.prints('last words\n')
+        shown.end()
         shown.begin(after.attempt(2, 1))
+        assert out.getvalue().count('last words') == 1
         text = frame(out, shown, clock)
         assert 'step 500/1,000' in text
         assert 'loss 0.5000  no checkpoint  attempt 2  1 restart\n' in text
         assert text.count('s ago') == 2
         after.compiles(step=400)
         assert 'step 400/1,000' in frame(out, shown, clock)
+        shown.begin(Job(tmp_path / 'attempt-3', workers=1).attempt(3, 2))  # Nothing comes of it.
+    assert 'attempt 3  2 restarts' in out.getvalue()
 
 
 def test_log_lines_scroll_by_as_they_are(job, clock):
@@ -320,8 +325,8 @@ def test_how_a_job_ended_stands_below_its_last_state_and_the_cursor_is_back(job,
         shown.begin(job.attempt())
         job.says({'phase': 'ending'})
         job.prints('finished step 1000\n')
-        job.checkpoint = 1000
         assert 'finished' not in frame(out, shown, clock)
+        job.checkpoint = 1000
         job.codes = [0, 0]
         shown.show()
         shown.end()
