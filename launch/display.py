@@ -72,6 +72,7 @@ class Display:
         self._standing = Standing(clock)
         self._attempt: Attempt | None = None
         self._codes: Sequence[int | None] = ()
+        self._ended = False
         self._tails: dict[int, _Tail] = {}
         self._told_at, self._told_step = -_EVERY_SECONDS, None
         self._due = float('inf')
@@ -88,7 +89,8 @@ class Display:
 
     def begin(self, attempt: Attempt) -> None:
         """Shows an attempt from now on."""
-        self._attempt, self._due, self._codes = attempt, float('inf'), attempt.codes()
+        self._attempt, self._due = attempt, float('inf')
+        self._codes, self._ended = attempt.codes(), False
         self._standing.begin()
         self._tails = {
             index: _Tail(log) for index, log in enumerate(attempt.logs) if self.shows(index)
@@ -101,7 +103,8 @@ class Display:
 
     def show(self) -> None:
         """Shows what is new. Call it often, after `Watch.read`, and before workers are killed."""
-        self._codes = self._attempt.codes()
+        if not self._ended:  # Else they are those that the launcher has brought about.
+            self._codes = self._attempt.codes()
         self._standing.take(self._attempt.watch.newest[0])
         if self._tells_progress:
             self._tell_when_due()
@@ -109,6 +112,7 @@ class Display:
 
     def end(self) -> None:
         """Shows the last of an attempt whose workers have ended or have been killed."""
+        self._ended = True
         self._tell()
         self._print(self._new_lines(end=True))
 

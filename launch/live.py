@@ -51,7 +51,7 @@ class Live(Display):
         )
         self._waiting: list[str] = []
         self._refreshed = self._looked = float('-inf')
-        self._checkpoint, self._ended = 0, False
+        self._checkpoint = 0
 
     def __enter__(self) -> 'Live':
         self._live.start()
@@ -64,12 +64,7 @@ class Live(Display):
 
     def begin(self, attempt: Attempt) -> None:
         super().begin(attempt)
-        self._ended = False
         self._put()
-
-    def end(self) -> None:
-        super().end()
-        self._ended = True
 
     def show(self) -> None:
         super().show()

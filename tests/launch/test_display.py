@@ -264,6 +264,7 @@ def test_who_has_ended_is_shown_with_its_code_and_who_was_ended_without(job, clo
         assert 'ended with -9' in frame(out, shown, clock)
         job.codes = [-9, -9]  # The launcher has killed the other one.
         shown.end()
+        assert 'ended by the launcher' in frame(out, shown, clock)  # Before the next attempt.
     assert re.search(r'0  ended by the launcher +\n +1  ended with -9 +\n', out.getvalue())
 
 
