@@ -9,6 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
+from launch import display
 from launch.board import tensorboard, write_text
 from launch.status import logs, status
 from launch.supervisor import Policy, Supervisor
@@ -35,6 +36,7 @@ to every worker.
     steps have been seen to take longer, and 5 to 30 times that in all other phases. Default 60.
   --elastic: after two failures in a row without a new checkpoint, go on with the next smaller
     number of workers that can share the batch equally, and with all again when they come back.
+  --logs: whose output is shown, chief, all or none; default chief. Each has its log file anyway.
   --tensorboard: start TensorBoard on this host's loopback, and end it with the job.
 
 phalanx check --workers=N [FLAG ...]    whether `phalanx run` with these flags would go well: one
@@ -77,6 +79,7 @@ def _run(verb: str, argv: list[str]) -> int:
     flags.DEFINE_float('patience_seconds', policy.patience_seconds, 'Of silence.', 1.0, **new)
     flags.DEFINE_boolean('tensorboard', False, 'Show curves.', **new)
     flags.DEFINE_boolean('elastic', False, 'Go on with fewer.', **new)
+    flags.DEFINE_string('logs', 'chief', 'Whose output is shown.', **new)
     mine = list(own)
     try:
         rest = own(['phalanx', *argv], known_only=True)[1:]
@@ -85,6 +88,11 @@ def _run(verb: str, argv: list[str]) -> int:
     if '--help' in rest or '-h' in rest:
         print(_USAGE)
         return 0
+    if own.logs not in display.LOGS:
+        raise ConfigError(
+            f'--logs={own.logs} is none of {", ".join(display.LOGS)}.'
+            f'{nearest(own.logs, display.LOGS)}'
+        )
     # A mistake is told once, here, and not by every worker.
     options = parse(rest, others=mine)
     if options is None:
@@ -106,7 +114,13 @@ def _run(verb: str, argv: list[str]) -> int:
             if own.tensorboard:
                 address = stack.enter_context(tensorboard(dirs.path))
                 print(f'phalanx: TensorBoard at {address}', file=sys.stderr, flush=True)
-            code = Supervisor(rest, workers=workers, dirs=dirs, policy=policy).run()
+            code = Supervisor(
+                rest,
+                workers=workers,
+                dirs=dirs,
+                policy=policy,
+                display=display.for_stdout(own.logs),
+            ).run()
         if code != ConfigError.exit_code:
             with contextlib.suppress(ConfigError):  # On a full disk there may be no ledger.
                 _tell_verdict(dirs)
@@ -115,7 +129,13 @@ def _run(verb: str, argv: list[str]) -> int:
     # no trace in the history of the run.
     policy = Policy(max_restarts=0, grace_seconds=own.grace_seconds, patience_seconds=math.inf)
     with tempfile.TemporaryDirectory(prefix='phalanx-') as aside:
-        return Supervisor(rest, workers=workers, dirs=ModelDir(aside), policy=policy).run()
+        return Supervisor(
+            rest,
+            workers=workers,
+            dirs=ModelDir(aside),
+            policy=policy,
+            display=display.Display(own.logs, progress=False),
+        ).run()
 
 
 def _tell_verdict(dirs: ModelDir) -> None:
@@ -127,11 +147,11 @@ def _tell_verdict(dirs: ModelDir) -> None:
     with contextlib.suppress(OSError):  # A full disk has been told of before.
         write_text(dirs.job, result.step, 'report', markdown(result))
     for sentence in verdict(result):
-        print(f'phalanx: {sentence}', file=sys.stderr)
-    print(
+        display.write(f'phalanx: {sentence}\n', sys.stderr)
+    display.write(
         f'phalanx: {result.wall:,.0f} s in {result.attempts} attempt(s), {result.goodput:.0%} of '
-        f'them in steps that count; `phalanx report {dirs.path}` tells more',
-        file=sys.stderr,
+        f'them in steps that count; `phalanx report {dirs.path}` tells more\n',
+        sys.stderr,
     )
 
 

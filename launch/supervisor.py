@@ -4,7 +4,6 @@ TensorFlow cannot mend a job that has lost a worker ("Restart your program to re
 attempt whose worker died or is stuck is ended as a whole, and the next one has new processes.
 """
 
-import codecs
 import contextlib
 import dataclasses
 import json
@@ -13,13 +12,12 @@ import random
 import shutil
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from launch import stacks
+from launch.display import Attempt, Display
 from launch.ledger import Ledger
 from launch.local import Workers, check_gpus
 from launch.watch import Stuck, Watch
@@ -68,7 +66,13 @@ class Supervisor:
     """Runs the attempts of one job."""
 
     def __init__(
-        self, flags: Sequence[str], *, workers: int, dirs: ModelDir, policy: Policy | None = None
+        self,
+        flags: Sequence[str],
+        *,
+        workers: int,
+        dirs: ModelDir,
+        policy: Policy | None = None,
+        display: Display | None = None,
     ):
         """Prepares a job; nothing is written yet.
 
@@ -77,10 +81,13 @@ class Supervisor:
             workers: how many train together.
             dirs: where the flags lead the run to.
             policy: what may be done; the default is `Policy()`.
+            display: what is shown of it; the default is `Display()`.
         """
         self._flags, self._count, self._dirs = list(flags), workers, dirs
         self._wanted = workers
         self._policy = policy or Policy()
+        self._display = display or Display()
+        self._restarts = 0
         self._ledger = Ledger(dirs.path / 'ledger.jsonl')
         self._signals: list[int] = []  # that have come
 
@@ -96,7 +103,7 @@ class Supervisor:
         was_there = self._dirs.path.exists()
         self._dirs.create()
         locked = self._dirs.lock('logs/lock')
-        with locked, self._dirs.full_disk_is_told(), self._catching_signals():
+        with locked, self._dirs.full_disk_is_told(), self._catching_signals(), self._display:
             self._ledger.write(
                 'job',
                 workers=self._count,
@@ -142,10 +149,12 @@ class Supervisor:
                 f'(restart {len(failures)} of {self._policy.max_restarts} without a new checkpoint)'
             )
             self._ledger.write('wait', seconds=round(wait, 3), failures=len(failures))
+            self._restarts += 1
             end = time.monotonic() + wait
             while time.monotonic() < end:
                 if self._signals:
                     return _PREEMPTED
+                self._display.show()
                 time.sleep(_POLL_SECONDS)
 
     def _attempt(self, first: bool) -> _Outcome:
@@ -156,12 +165,18 @@ class Supervisor:
         self._ledger.write('attempt', number=number, workers=self._count, step=self._newest_step())
         workers = Workers(self._flags, self._count, directory, wanted=self._wanted)
         watch = Watch(workers.phases, longest, self._policy.patience_seconds)
-        screen = _Screen(workers.logs[0])
+        attempt = Attempt(
+            number, self._restarts, workers.logs, watch, workers.codes, self._newest_step
+        )
         try:
-            outcome = self._follow(workers, watch, screen)
+            self._display.begin(attempt)
+            outcome = self._follow(workers, watch)
         finally:
+            watch.read()
+            self._note_rollbacks(watch)
+            self._display.show()
             workers.kill()
-            screen.show()
+            self._display.end()
         if outcome.kind == 'mistake' and (taken := workers.taken_port()):
             # Between choosing it and the worker's start. The next attempt chooses others.
             reason = f'port {taken[1]} of worker {taken[0]} was taken by another process'
@@ -185,16 +200,13 @@ class Supervisor:
             shutil.rmtree(directory, ignore_errors=True)
         return outcome
 
-    def _follow(self, workers: Workers, watch: Watch, screen: '_Screen') -> _Outcome:
+    def _follow(self, workers: Workers, watch: Watch) -> _Outcome:
         """Watches an attempt until it is decided how it ends."""
         handed_on, asked_at = 0, 0.0
         while True:
-            screen.show()
             watch.read()
-            while watch.rollbacks:
-                told = watch.rollbacks.pop(0)
-                figures = {name: told[name] for name in ('rolled_back', 'to', 'windows')}
-                self._ledger.write('rollback', **figures)
+            self._note_rollbacks(watch)
+            self._display.show()
             codes = workers.codes()
             if all(code == 0 for code in codes):
                 return _Outcome('finished')
@@ -203,6 +215,10 @@ class Supervisor:
                 if handed_on > 1:
                     return _Outcome('stopped', reason='a second signal')
                 self._ledger.write('signal', signal=self._signals[0])
+                self._say(
+                    f'{signal.Signals(self._signals[0]).name}: the workers save and end; a second '
+                    'signal ends them at once'
+                )
                 workers.signal(signal.SIGTERM)
             bad = [(index, code) for index, code in enumerate(codes) if code]
             if not asked_at and any(code in _STOPPED for _, code in bad):
@@ -228,6 +244,13 @@ class Supervisor:
                 return self._stuck(workers, stuck)
             time.sleep(_POLL_SECONDS)
 
+    def _note_rollbacks(self, watch: Watch) -> None:
+        for told in watch.rollbacks:
+            figures = {name: told[name] for name in ('rolled_back', 'to', 'windows')}
+            self._ledger.write('rollback', **figures)
+            self._say(f'went back from step {told["rolled_back"]} to step {told["to"]}')
+        watch.rollbacks.clear()
+
     def _stopped(self, workers: Workers, codes: Sequence[int]) -> _Outcome:
         """Decides what an attempt that was asked to stop comes to when all have ended."""
         failed = [index for index, code in enumerate(codes) if code not in (0, *_STOPPED)]
@@ -239,12 +262,13 @@ class Supervisor:
         """Decides what an attempt comes to after a worker has ended badly."""
         end = time.monotonic() + (_MISTAKE_SECONDS if code == _MISTAKE else _PEER_SECONDS)
         while time.monotonic() < end and None in workers.codes():
+            self._display.show()
             time.sleep(_POLL_SECONDS)
         codes = workers.codes()
         if _MISTAKE not in codes:
             return self._failed(workers, index, code)
         index = codes.index(_MISTAKE)
-        if index:  # Or the screen has it.
+        if not self._display.shows(index):
             self._tail(index, workers.logs[index])
         reason = f'worker {index} ended with exit code {_MISTAKE}'
         return _Outcome('mistake', index, reason, workers.logs[index])
@@ -254,7 +278,7 @@ class Supervisor:
         reason = f'worker {index} {how}'
         self._say(reason)
         self._ledger.write('exit', worker=index, code=code)
-        if index and code > 0:
+        if code > 0 and not self._display.shows(index):
             self._tail(index, workers.logs[index])
         return _Outcome('failed', index, reason, workers.logs[index])
 
@@ -321,34 +345,10 @@ class Supervisor:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    @staticmethod
-    def _say(text: str) -> None:
-        _show(f'phalanx: {text}\n', sys.stderr)
+    def _say(self, text: str) -> None:
+        self._display.say(f'phalanx: {text}')
 
-    @staticmethod
-    def _tail(index: int, log: Path | None) -> None:
+    def _tail(self, index: int, log: Path | None) -> None:
         lines = log.read_text(errors='replace').splitlines()[-_TAIL_LINES:] if log else []
-        for line in lines:
-            _show(f'  worker {index}: {line}\n', sys.stderr)
-
-
-class _Screen:
-    """Shows what is added to a log."""
-
-    def __init__(self, log: Path):
-        self._log, self._offset = log, 0
-        self._decoder = codecs.getincrementaldecoder('utf-8')(errors='replace')
-
-    def show(self) -> None:
-        with open(self._log, 'rb') as file:
-            file.seek(self._offset)
-            text = file.read()
-        self._offset += len(text)
-        _show(self._decoder.decode(text), sys.stdout)
-
-
-def _show(text: str, stream: TextIO) -> None:
-    # A closed terminal or pipe must not end a job; all of it is in the logs too.
-    with contextlib.suppress(OSError):
-        stream.write(text)
-        stream.flush()
+        if lines:
+            self._display.say('\n'.join(f'  worker {index}: {line}' for line in lines))

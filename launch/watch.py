@@ -61,6 +61,7 @@ class Watch:
     """Follows the records of phases of one attempt.
 
     Attributes:
+        newest: of each worker, the newest value of every field that it has written.
         compiling: whether any worker has come as far as that.
         rollbacks: what the chief has said when it went back to a checkpoint.
     """
@@ -79,6 +80,7 @@ class Watch:
         self._said: list[float | None] = [None] * len(files)  # by the worker's clock
         # By this process's own clock, which neither jumps nor stands still for one side alone.
         self._heard = [time.monotonic()] * len(files)
+        self.newest: list[dict] = [{} for _ in files]
         self.compiling = False
         self.rollbacks: list[dict] = []
 
@@ -92,9 +94,15 @@ class Watch:
                     self._longest[phase] = max(self._longest.get(phase, 0.0), silence)
                 self._said[index], self._phases[index] = line['time'], line['phase']
                 self._heard[index] = time.monotonic()
+                self.newest[index] |= line
                 self.compiling = self.compiling or line['phase'] == 'compiling'
                 if index == 0 and 'rolled_back' in line:
                     self.rollbacks.append(line)
+
+    def silences(self) -> list[float]:
+        """Returns for how many seconds each worker has said nothing."""
+        now = time.monotonic()
+        return [now - heard for heard in self._heard]
 
     def allowed(self, phase: str) -> float:
         """Returns how many seconds of silence are allowed in a phase."""
@@ -124,11 +132,10 @@ class Watch:
         return next((each for each in self._silent(pids) if each.stopped), None)
 
     def _silent(self, pids: Sequence[int | None]) -> list[Stuck]:
-        now = time.monotonic()
         return [
-            Stuck(index, phase, now - heard, self.allowed(phase), _is_stopped(pid))
-            for index, (phase, heard, pid) in enumerate(
-                zip(self._phases, self._heard, pids, strict=True)
+            Stuck(index, phase, silence, self.allowed(phase), _is_stopped(pid))
+            for index, (phase, silence, pid) in enumerate(
+                zip(self._phases, self.silences(), pids, strict=True)
             )
             if pid is not None
         ]

@@ -44,6 +44,10 @@ from trainer.model_dir import ModelDir
             'flags.',
         ),
         (
+            ['run', '--logs=cheif'],
+            "--logs=cheif is none of chief, all, none. Did you mean 'chief'?",
+        ),
+        (
             ['run', '--mode=trian'],
             '--mode=trian is none of train, evaluate, train_and_evaluate, export. Did you mean '
             "'train'?",

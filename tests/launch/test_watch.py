@@ -93,3 +93,15 @@ def test_half_a_line_is_left_for_later_and_a_broken_one_left_out(files):
         out.write(f'{time.time()}, "phase": "compiling"}}\n')
     following.read()
     assert following.compiling
+
+
+def test_the_newest_value_of_every_field_is_kept(files):
+    following = watch(files, ('starting', 1), ('starting', 1))
+    with open(files[1], 'a') as out:
+        out.write('{"time": 1, "phase": "compiling", "step": 3, "last_step": 9}\n')
+        out.write('{"time": 2, "phase": "stepping", "step": 4}\n')
+    following.read()
+    newest = {'time': 2, 'phase': 'stepping', 'step': 4, 'last_step': 9}
+    assert following.newest[1] == newest
+    assert following.newest[0]['phase'] == 'starting'
+    assert following.silences() == [pytest.approx(1, abs=0.5), pytest.approx(0, abs=0.5)]

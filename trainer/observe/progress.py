@@ -4,8 +4,6 @@ import collections
 import time
 from collections.abc import Callable, Mapping
 
-_MARKS = 10
-
 
 def duration(seconds: float) -> str:
     """Returns a length of time as '0:01:23' or, from a day on, '2 d 3:04:05'."""
@@ -64,14 +62,20 @@ class Progress:
     Args:
         total_steps: steps of the whole job.
         start_step: the step this process goes on from.
+        marks: over how many lines.
         clock: seconds, never going back.
     """
 
     def __init__(
-        self, total_steps: int, start_step: int, *, clock: Callable[[], float] = time.monotonic
+        self,
+        total_steps: int,
+        start_step: int,
+        *,
+        marks: int = 10,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self._total_steps, self._clock = total_steps, clock
-        self._marks = collections.deque([(clock(), start_step)], maxlen=_MARKS)
+        self._marks = collections.deque([(clock(), start_step)], maxlen=marks)
         self._from_start = True
 
     def update(self, step: int) -> None:

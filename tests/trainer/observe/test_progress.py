@@ -67,6 +67,15 @@ def test_the_eta_is_for_the_whole_job_at_the_recent_pace():
     assert progress.eta_seconds == pytest.approx((1000 - 630) / 10)
 
 
+def test_the_pace_is_that_of_as_many_lines_as_are_asked_for():
+    clock = Clock()
+    progress = Progress(100, 0, marks=4, clock=clock)
+    for step, seconds in ((10, 50), (20, 50), (21, 1), (22, 1), (23, 1)):
+        clock.now += seconds
+        progress.update(step)
+    assert progress.eta_seconds == pytest.approx(77)
+
+
 def test_without_progress_there_is_no_eta_and_at_the_end_it_is_0():
     clock = Clock()
     progress = Progress(10, 0, clock=clock)
