@@ -239,7 +239,7 @@ class Supervisor:
                 # TensorFlow's heartbeat may give up on a stopped peer before this watch does.
                 if (stuck := watch.stopped(workers.pids())) is not None:
                     return self._stuck(workers, stuck)
-                return self._judge(workers, *bad[0])
+                return self._judge(workers, watch, *bad[0])
             elif (stuck := watch.stuck(workers.pids())) is not None:
                 return self._stuck(workers, stuck)
             time.sleep(_POLL_SECONDS)
@@ -258,7 +258,7 @@ class Supervisor:
             return _Outcome('stopped')
         return self._failed(workers, failed[0], codes[failed[0]])
 
-    def _judge(self, workers: Workers, index: int, code: int) -> _Outcome:
+    def _judge(self, workers: Workers, watch: Watch, index: int, code: int) -> _Outcome:
         """Decides what an attempt comes to after a worker has ended badly."""
         end = time.monotonic() + (_MISTAKE_SECONDS if code == _MISTAKE else _PEER_SECONDS)
         while time.monotonic() < end and None in workers.codes():
@@ -267,6 +267,9 @@ class Supervisor:
         codes = workers.codes()
         if _MISTAKE not in codes:
             return self._failed(workers, index, code)
+        if (stuck := watch.silent(workers.pids())) is not None:
+            # The others have given up waiting for it; to them that is a mistake.
+            return self._stuck(workers, stuck)
         index = codes.index(_MISTAKE)
         if not self._display.shows(index):
             self._tail(index, workers.logs[index])
@@ -289,6 +292,8 @@ class Supervisor:
             # All that wait in a step fell silent together; only their stacks tell for whom.
             phase = 'waiting for data' if place.reads_data else stuck.phase
             stuck = dataclasses.replace(stuck, worker=place.worker, phase=phase, where=place.where)
+        elif place and stuck.phase == 'starting' and place.worker == stuck.worker:
+            stuck = dataclasses.replace(stuck, where=place.where)
         self._say(f'{stuck}; the stacks of all workers are in their logs')
         self._ledger.write('stuck', **dataclasses.asdict(stuck))
         return _Outcome('failed', stuck.worker, str(stuck), workers.logs[stuck.worker])

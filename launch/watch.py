@@ -131,6 +131,11 @@ class Watch:
         """Returns a worker whose process is stopped, for however short a time."""
         return next((each for each in self._silent(pids) if each.stopped), None)
 
+    def silent(self, pids: Sequence[int | None]) -> Stuck | None:
+        """Returns a worker that has said nothing for longer than the patience, in any phase."""
+        silent = [each for each in self._silent(pids) if each.seconds > self._patience]
+        return max(silent, key=lambda each: each.seconds, default=None)
+
     def _silent(self, pids: Sequence[int | None]) -> list[Stuck]:
         return [
             Stuck(index, phase, silence, self.allowed(phase), _is_stopped(pid))

@@ -74,6 +74,7 @@ def before(module, name, kind, worker):
 
 before(os, 'fsync', 'save', 0)
 before(trainer.train.Report, 'add', 'python', 1)
+hang('start', 1)
 """
 
 
@@ -104,3 +105,20 @@ def test_a_worker_that_hangs_is_found_with_what_it_hangs_in(tmp_path, kind, work
     assert (stuck['worker'], stuck['phase']) == (worker, phase), output
     assert stuck['where'].endswith(where)
     assert stuck['time'] - began < stuck['allowed'] + 30
+
+
+def test_a_worker_that_never_comes_is_found_when_the_others_have_given_up_waiting(tmp_path):
+    (tmp_path / 'faults.py').write_text(FAULTS)
+    (tmp_path / 'faults.gin').write_text('import faults\n')
+    (tmp_path / 'start').write_text('')
+    model_dir = tmp_path / 'run'
+    with Job(
+        model_dir, '--patience_seconds=15', '--gin.STEPS=20', '--mode=train',
+        '--gin_file=faults.gin', '--gin.meet.deadline_seconds=20',
+    ) as job:  # fmt: skip
+        code, output = job.end()
+    assert code == 0, output
+    (stuck,) = ledger(model_dir, 'stuck')
+    assert (stuck['worker'], stuck['phase']) == (1, 'starting'), output
+    assert 'faults.py' in stuck['where']
+    assert job.attempts() == 2
