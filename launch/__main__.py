@@ -1,6 +1,7 @@
 """`phalanx VERB`: the program that runs jobs."""
 
 import contextlib
+import dataclasses
 import math
 import sys
 import tempfile
@@ -9,14 +10,19 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch.board import tensorboard
+from launch.record import Job, Record
+from launch.rerun import rerun
 from launch.status import logs, status
 from launch.supervisor import Policy, Supervisor
 from trainer import gin_files
 from trainer.errors import ConfigError, WriteError, nearest
-from trainer.flags import Options, parse, reason
+from trainer.flags import parse, reason
 from trainer.model_dir import ModelDir
 
-VERBS = ('run', 'status', 'logs', 'report')
+VERBS = ('run', 'status', 'logs', 'report', 'rerun')
+
+# What these take besides the directory.
+_NEEDED = {'rerun': ' --model_dir=NEW'}
 
 _USAGE = """\
 usage: phalanx run [--workers=N] [--devices_per_worker=M] --gin_file=FILE --model_dir=DIR [FLAG ...]
@@ -39,6 +45,7 @@ to every worker.
 phalanx status DIR                      how the job in DIR stands
 phalanx logs DIR [--worker=I] [--follow]  what a worker has said in the newest attempt
 phalanx report DIR                      where the time of all attempts went
+phalanx rerun DIR --model_dir=NEW       runs a finished job again from its record, and compares
 """
 
 
@@ -58,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ConfigError, WriteError) as error:
-        print(f'phalanx: {error}', file=sys.stderr)
+        # Gin appends to a message where it passes through.
+        print(f'phalanx: {getattr(error, "message", error)}', file=sys.stderr)
         return error.exit_code
 
 
@@ -82,13 +90,14 @@ def _run(argv: list[str]) -> int:
     if '--help' in rest or '-h' in rest:
         print(_USAGE)
         return 0
+    if own.devices_per_worker is not None:
+        rest.append(f'--gin.strategy.devices_per_worker={own.devices_per_worker}')
     # A mistake is told once, here, and not by every worker.
     options = parse(rest, others=mine)
     if options is None:
         return 0
-    if own.devices_per_worker is not None:
-        rest.append(f'--gin.strategy.devices_per_worker={own.devices_per_worker}')
-    dirs = _model_dir(options)
+    script = gin_files.read(options.gin_files, options.gin_bindings, options.gin_search_path)
+    dirs = _model_dir(script)
     if options.mode in ('train', 'train_and_evaluate') and not options.dry_run:
         policy = Policy(
             max_restarts=own.max_restarts,
@@ -100,7 +109,19 @@ def _run(argv: list[str]) -> int:
             if own.tensorboard:
                 address = stack.enter_context(tensorboard(dirs.path))
                 print(f'phalanx: TensorBoard at {address}', file=sys.stderr, flush=True)
-            code = Supervisor(rest, workers=own.workers, dirs=dirs, policy=policy).run()
+            job = Job(
+                flags=argv,
+                workers=own.workers,
+                devices_per_worker=own.devices_per_worker,
+                mode=options.mode,
+                verbosity=options.verbosity,
+                policy=dataclasses.asdict(policy),
+                script=script,
+            )
+            record = Record(dirs, job)
+            code = Supervisor(
+                rest, workers=own.workers, dirs=dirs, policy=policy, record=record
+            ).run()
         if code != ConfigError.exit_code:
             with contextlib.suppress(ConfigError):  # On a full disk there may be no ledger.
                 _tell_verdict(dirs)
@@ -132,28 +153,40 @@ def _look(verb: str, argv: list[str]) -> int:
     if verb == 'logs':
         flags.DEFINE_integer('worker', 0, 'Which worker.', 0, flag_values=own)
         flags.DEFINE_boolean('follow', False, 'Go on.', short_name='f', flag_values=own)
+    elif verb == 'rerun':
+        flags.DEFINE_string('model_dir', None, 'Where to.', flag_values=own)
+    more = _NEEDED.get(verb, '')
     try:
         rest = own(['phalanx', *argv])[1:]
+    except flags.UnrecognizedFlagError as error:
+        mend = nearest(error.flagname, list(own))
+        raise ConfigError(
+            f'Unknown flag --{error.flagname} of phalanx {verb}.{mend} phalanx --help lists the '
+            'flags.'
+        ) from None
     except flags.Error as error:
         raise ConfigError(f'{reason(error)}. phalanx --help lists the flags.') from None
     if len(rest) != 1:
-        raise ConfigError(f'Of which job? Write: phalanx {verb} DIR, its model_dir.')
+        raise ConfigError(f'Of which job? Write: phalanx {verb} DIR{more}, its model_dir.')
     dirs = ModelDir(rest[0])
     if verb == 'status':
         print(status(dirs))
     elif verb == 'logs':
         logs(dirs, own.worker, follow=own.follow)
-    else:
+    elif verb == 'report':
         # Rich takes its time to import.
         from launch.report import show
 
         show(dirs)
+    else:
+        if own.model_dir is None:
+            raise ConfigError(f'Where shall it run again? Write: phalanx rerun {rest[0]}{more}.')
+        return rerun(dirs, ModelDir(own.model_dir), _run)
     return 0
 
 
-def _model_dir(options: Options) -> ModelDir:
+def _model_dir(script: gin_files.Script) -> ModelDir:
     """Where the configuration leads the run to."""
-    script = gin_files.read(options.gin_files, options.gin_bindings, options.gin_search_path)
     bound = [each.value for each in script.bindings if each.name == 'MODEL_DIR']
     if not bound or not isinstance(bound[-1], str):
         raise ConfigError('Where shall the run be written? Set --model_dir=DIR.')

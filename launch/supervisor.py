@@ -4,7 +4,6 @@ TensorFlow cannot mend a job that has lost a worker ("Restart your program to re
 attempt whose worker died or is stuck is ended as a whole, and the next one has new processes.
 """
 
-import codecs
 import contextlib
 import dataclasses
 import json
@@ -17,11 +16,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from launch import stacks
 from launch.ledger import Ledger
 from launch.local import Workers, check_gpus
+from launch.record import Record
+from launch.screen import Screen, show
 from launch.watch import Stuck, Watch
 from trainer.errors import ConfigError, Preempted
 from trainer.model_dir import ModelDir
@@ -68,7 +68,13 @@ class Supervisor:
     """Runs the attempts of one job."""
 
     def __init__(
-        self, flags: Sequence[str], *, workers: int, dirs: ModelDir, policy: Policy | None = None
+        self,
+        flags: Sequence[str],
+        *,
+        workers: int,
+        dirs: ModelDir,
+        policy: Policy | None = None,
+        record: Record | None = None,
     ):
         """Prepares a job; nothing is written yet.
 
@@ -77,10 +83,12 @@ class Supervisor:
             workers: how many train together.
             dirs: where the flags lead the run to.
             policy: what may be done; the default is `Policy()`.
+            record: where it is written down, if it is.
         """
         self._flags, self._count, self._dirs = list(flags), workers, dirs
         self._wanted = workers
         self._policy = policy or Policy()
+        self._record = record
         self._ledger = Ledger(dirs.path / 'ledger.jsonl')
         self._signals: list[int] = []  # that have come
 
@@ -104,8 +112,12 @@ class Supervisor:
                 pid=os.getpid(),
                 host=socket.gethostname(),
             )
+            if self._record:
+                self._record.begin()
             code = self._attempts()
             self._ledger.write('end', code=code)
+            if self._record:
+                self._record.end()
         if code == _MISTAKE and not was_there and not self._newest_step():
             # What was told before anything began leaves nothing behind.
             shutil.rmtree(self._dirs.path, ignore_errors=True)
@@ -156,7 +168,7 @@ class Supervisor:
         self._ledger.write('attempt', number=number, workers=self._count, step=self._newest_step())
         workers = Workers(self._flags, self._count, directory, wanted=self._wanted)
         watch = Watch(workers.phases, longest, self._policy.patience_seconds)
-        screen = _Screen(workers.logs[0])
+        screen = Screen(workers.logs[0])
         try:
             outcome = self._follow(workers, watch, screen)
         finally:
@@ -180,7 +192,7 @@ class Supervisor:
             shutil.rmtree(directory, ignore_errors=True)
         return outcome
 
-    def _follow(self, workers: Workers, watch: Watch, screen: '_Screen') -> _Outcome:
+    def _follow(self, workers: Workers, watch: Watch, screen: 'Screen') -> _Outcome:
         """Watches an attempt until it is decided how it ends."""
         handed_on, asked_at = 0, 0.0
         while True:
@@ -314,32 +326,10 @@ class Supervisor:
 
     @staticmethod
     def _say(text: str) -> None:
-        _show(f'phalanx: {text}\n', sys.stderr)
+        show(f'phalanx: {text}\n', sys.stderr)
 
     @staticmethod
     def _tail(index: int, log: Path | None) -> None:
         lines = log.read_text(errors='replace').splitlines()[-_TAIL_LINES:] if log else []
         for line in lines:
-            _show(f'  worker {index}: {line}\n', sys.stderr)
-
-
-class _Screen:
-    """Shows what is added to a log."""
-
-    def __init__(self, log: Path):
-        self._log, self._offset = log, 0
-        self._decoder = codecs.getincrementaldecoder('utf-8')(errors='replace')
-
-    def show(self) -> None:
-        with open(self._log, 'rb') as file:
-            file.seek(self._offset)
-            text = file.read()
-        self._offset += len(text)
-        _show(self._decoder.decode(text), sys.stdout)
-
-
-def _show(text: str, stream: TextIO) -> None:
-    # A closed terminal or pipe must not end a job; all of it is in the logs too.
-    with contextlib.suppress(OSError):
-        stream.write(text)
-        stream.flush()
+            show(f'  worker {index}: {line}\n', sys.stderr)
