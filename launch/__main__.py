@@ -11,6 +11,7 @@ from absl import flags
 
 from launch.board import tensorboard
 from launch.record import Job, Record
+from launch.replay import replay
 from launch.rerun import rerun
 from launch.status import logs, status
 from launch.supervisor import Policy, Supervisor
@@ -19,10 +20,10 @@ from trainer.errors import ConfigError, WriteError, nearest
 from trainer.flags import parse, reason
 from trainer.model_dir import ModelDir
 
-VERBS = ('run', 'status', 'logs', 'report', 'rerun')
+VERBS = ('run', 'status', 'logs', 'report', 'rerun', 'replay')
 
 # What these take besides the directory.
-_NEEDED = {'rerun': ' --model_dir=NEW'}
+_NEEDED = {'rerun': ' --model_dir=NEW', 'replay': ' --step=N'}
 
 _USAGE = """\
 usage: phalanx run [--workers=N] [--devices_per_worker=M] --gin_file=FILE --model_dir=DIR [FLAG ...]
@@ -46,6 +47,7 @@ phalanx status DIR                      how the job in DIR stands
 phalanx logs DIR [--worker=I] [--follow]  what a worker has said in the newest attempt
 phalanx report DIR                      where the time of all attempts went
 phalanx rerun DIR --model_dir=NEW       runs a finished job again from its record, and compares
+phalanx replay DIR --step=N [--pdb]     takes step N again, eagerly, and shows what is in it
 """
 
 
@@ -155,6 +157,9 @@ def _look(verb: str, argv: list[str]) -> int:
         flags.DEFINE_boolean('follow', False, 'Go on.', short_name='f', flag_values=own)
     elif verb == 'rerun':
         flags.DEFINE_string('model_dir', None, 'Where to.', flag_values=own)
+    elif verb == 'replay':
+        flags.DEFINE_integer('step', None, 'Which step.', 1, flag_values=own)
+        flags.DEFINE_boolean('pdb', False, 'Under the debugger.', flag_values=own)
     more = _NEEDED.get(verb, '')
     try:
         rest = own(['phalanx', *argv])[1:]
@@ -178,10 +183,14 @@ def _look(verb: str, argv: list[str]) -> int:
         from launch.report import show
 
         show(dirs)
-    else:
+    elif verb == 'rerun':
         if own.model_dir is None:
             raise ConfigError(f'Where shall it run again? Write: phalanx rerun {rest[0]}{more}.')
         return rerun(dirs, ModelDir(own.model_dir), _run)
+    else:
+        if own.step is None:
+            raise ConfigError(f'Which step? Write: phalanx replay {rest[0]}{more}.')
+        return replay(dirs, own.step, debug=own.pdb)
     return 0
 
 

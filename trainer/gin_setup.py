@@ -4,10 +4,12 @@ Importing this module registers what a .gin file may name. `configs/base.gin` im
 the recorded configuration of a run can be read again.
 """
 
+import copy
 import hashlib
 import importlib
 import inspect
 from collections.abc import Collection
+from typing import Any
 
 import gin
 import keras
@@ -20,6 +22,8 @@ from trainer.evaluate import evaluate as _evaluate
 from trainer.export.saved_model import export as _export
 from trainer.meeting import meet as _meet
 from trainer.models import cnn, mlp, resnet
+from trainer.replay import Replay
+from trainer.replay import replay as _replay
 from trainer.retention import Keep
 from trainer.strategy import build_strategy as _build_strategy
 from trainer.train import train as _train
@@ -107,6 +111,14 @@ def model_dir() -> str:
     value = gin.query_parameter('train.model_dir')
     is_reference = isinstance(value, gin.config.ConfigurableReference)
     return value.scoped_configurable_fn() if is_reference else value
+
+
+def replay(**given: Any) -> Replay:
+    """Calls `trainer.replay` with what is configured of `train`, and with what is given."""
+    configured = gin.get_bindings('train', resolve_references=False)
+    names = inspect.signature(_replay).parameters.keys() - given
+    # A copy of a reference is what it refers to; what `replay` does not need is not made.
+    return _replay(**{n: copy.deepcopy(configured[n]) for n in names & configured.keys()}, **given)
 
 
 def record() -> str:
