@@ -46,13 +46,13 @@ def replay(dirs: ModelDir, step: int, *, debug: bool = False) -> int:
     if 'onednn' in topology:
         os.environ['TF_ENABLE_ONEDNN_OPTS'] = str(int(topology['onednn']))
     script = gin_files.read([str(config)])
+    FLAGS.mark_as_parsed()  # Or absl says that nobody has parsed them.
+    logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
     with hidden_stderr():
         from trainer import gin_setup
         from trainer.strategy import topology as topology_of
 
-    FLAGS.mark_as_parsed()  # Or absl says that nobody has parsed them.
-    logging.set_verbosity(logging.INFO)
-    logging.use_absl_handler()
     set_up_logging(logging.INFO)
 
     gin_setup.load(script, unused={'evaluate', 'export'})
