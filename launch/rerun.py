@@ -11,7 +11,7 @@ from trainer.errors import ConfigError, Preempted
 from trainer.model_dir import ModelDir
 
 # Of the place where a job ran and of its result, what the bits may depend on.
-_CAUSES = ('versions', 'git', 'processor', 'cpus', 'intra_op_threads', 'workers', 'imports')
+_CAUSES = ('versions', 'git', 'processor', 'cpus', 'workers', 'imports')
 _RESULTS = ('step', 'versions', 'topology', 'data_fingerprint', 'sample_sha256')
 
 
@@ -119,7 +119,8 @@ def _asked(start: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differences(before: Any, after: Any, name: str = '') -> Iterator[str]:
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
+    if isinstance(before, Mapping) or isinstance(after, Mapping):
+        before, after = before or {}, after or {}
         for key in {**before, **after}:
             path = f'{name}.{key}' if name else key
             yield from _differences(before.get(key), after.get(key), path)

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -248,6 +249,7 @@ def test_a_job_is_run_again_from_its_record_alone_and_compared(tmp_path):
     stopped = start('launch', 'run', *long, '--model_dir=three', cwd=tmp_path)
     while not list(tmp_path.glob('three/checkpoints/step-*')):
         assert stopped.poll() is None
+        time.sleep(0.1)
     stopped.send_signal(signal.SIGTERM)
     assert end(stopped)[0] == 75
     code, _, err = end(start('launch', 'rerun', 'three', '--model_dir=four', cwd=tmp_path))

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -94,18 +95,20 @@ def test_a_step_of_two_workers_has_the_same_bits_in_one_process_even_while_they_
     assert code == 0, err
     # It goes on for long, with another learning rate.
     changes = ['--gin.STEPS=1000000', '--gin.DECAY_STEPS=100', '--gin.LEARNING_RATE=0.1']
-    running = start(*command, *changes, cwd=tmp_path)
+    running = start(*command, *changes, '--gin.train.save_every="1 seconds"', cwd=tmp_path)
     try:
-        while not (run / 'checkpoints/step-00000018').exists():
+        while not (later := sorted(run.glob('checkpoints/step-*/manifest.json'))[2:]):
             assert running.poll() is None
-        done = run_replay('run', '--step=18', cwd=tmp_path)
+            time.sleep(0.1)
+        step = int(later[0].parent.name[5:])
+        done = run_replay('run', f'--step={step}', cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert running.poll() is None
     finally:
         running.send_signal(signal.SIGTERM)
         assert end(running)[0] == 75
-    assert done.stdout.startswith('step 18, reached from the checkpoint of step 12\n')
-    assert f'state sha256 after step 18: {sha256(run, 18)}\n' in done.stdout
+    assert done.stdout.startswith(f'step {step}, reached from the checkpoint of step 12\n')
+    assert f'state sha256 after step {step}: {sha256(run, step)}\n' in done.stdout
     assert 'its checkpoint says: the same\n' in done.stdout
     # The step before the change, by the configuration before it; the records are those read.
     files = sorted(run.rglob('*'))
