@@ -1,6 +1,7 @@
 """`phalanx VERB`: the program that runs jobs."""
 
 import contextlib
+import dataclasses
 import math
 import sys
 import tempfile
@@ -11,14 +12,20 @@ from absl import flags
 
 from launch import display
 from launch.board import tensorboard, write_text
+from launch.record import Job, Record
+from launch.replay import replay
+from launch.rerun import rerun
 from launch.status import logs, status
 from launch.supervisor import Policy, Supervisor
 from trainer import gin_files
 from trainer.errors import ConfigError, WriteError, nearest
-from trainer.flags import Options, parse, reason
+from trainer.flags import parse, reason
 from trainer.model_dir import ModelDir
 
-VERBS = ('run', 'check', 'status', 'logs', 'report')
+VERBS = ('run', 'check', 'status', 'logs', 'report', 'rerun', 'replay')
+
+# What these take besides the directory.
+_NEEDED = {'rerun': ' --model_dir=NEW', 'replay': ' --step=N'}
 
 _USAGE = """\
 usage: phalanx run [--workers=N] [--devices_per_worker=M] --gin_file=FILE --model_dir=DIR [FLAG ...]
@@ -44,6 +51,8 @@ phalanx check --workers=N [FLAG ...]    whether `phalanx run` with these flags w
 phalanx status DIR                      how the job in DIR stands
 phalanx logs DIR [--worker=I] [--follow]  what a worker has said in the newest attempt
 phalanx report DIR [--png=FILE]         where the time of all attempts went, also as a chart
+phalanx rerun DIR --model_dir=NEW       runs a finished job again from its record, and compares
+phalanx replay DIR --step=N [--pdb]     takes step N again, eagerly, and shows what is in it
 """
 
 
@@ -63,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ConfigError, WriteError) as error:
-        print(f'phalanx: {error}', file=sys.stderr)
+        # Gin appends to a message where it passes through.
+        print(f'phalanx: {getattr(error, "message", error)}', file=sys.stderr)
         return error.exit_code
 
 
@@ -99,7 +109,8 @@ def _run(verb: str, argv: list[str]) -> int:
         return 0
     if own.devices_per_worker is not None:
         rest.append(f'--gin.strategy.devices_per_worker={own.devices_per_worker}')
-    dirs, workers = _model_dir(options), own.workers
+    script = gin_files.read(options.gin_files, options.gin_bindings, options.gin_search_path)
+    dirs, workers = _model_dir(script), own.workers
     if verb == 'check':
         rest.append(f'--check_workers={workers}')
         workers = 1
@@ -114,12 +125,22 @@ def _run(verb: str, argv: list[str]) -> int:
             if own.tensorboard:
                 address = stack.enter_context(tensorboard(dirs.path))
                 print(f'phalanx: TensorBoard at {address}', file=sys.stderr, flush=True)
+            job = Job(
+                flags=argv,
+                workers=workers,
+                devices_per_worker=own.devices_per_worker,
+                mode=options.mode,
+                verbosity=options.verbosity,
+                policy=dataclasses.asdict(policy),
+                script=script,
+            )
             code = Supervisor(
                 rest,
                 workers=workers,
                 dirs=dirs,
                 policy=policy,
                 display=display.for_stdout(own.logs),
+                record=Record(dirs, job),
             ).run()
         if code != ConfigError.exit_code:
             with contextlib.suppress(ConfigError):  # On a full disk there may be no ledger.
@@ -163,30 +184,49 @@ def _look(verb: str, argv: list[str]) -> int:
         flags.DEFINE_boolean('follow', False, 'Go on.', short_name='f', flag_values=own)
     elif verb == 'report':
         flags.DEFINE_string('png', None, 'A file for the chart.', flag_values=own)
+    elif verb == 'rerun':
+        flags.DEFINE_string('model_dir', None, 'Where to.', flag_values=own)
+    elif verb == 'replay':
+        flags.DEFINE_integer('step', None, 'Which step.', 1, flag_values=own)
+        flags.DEFINE_boolean('pdb', False, 'Under the debugger.', flag_values=own)
+    more = _NEEDED.get(verb, '')
     try:
         rest = own(['phalanx', *argv])[1:]
+    except flags.UnrecognizedFlagError as error:
+        mend = nearest(error.flagname, list(own))
+        raise ConfigError(
+            f'Unknown flag --{error.flagname} of phalanx {verb}.{mend} phalanx --help lists the '
+            'flags.'
+        ) from None
     except flags.Error as error:
         raise ConfigError(f'{reason(error)}. phalanx --help lists the flags.') from None
     if len(rest) != 1:
-        raise ConfigError(f'Of which job? Write: phalanx {verb} DIR, its model_dir.')
+        raise ConfigError(f'Of which job? Write: phalanx {verb} DIR{more}, its model_dir.')
     dirs = ModelDir(rest[0])
     if verb == 'status':
         print(status(dirs))
     elif verb == 'logs':
         logs(dirs, own.worker, follow=own.follow)
-    else:
+    elif verb == 'report':
         # Rich takes its time to import.
         from launch.report import save_png, show
 
         show(dirs)
         if own.png:
             save_png(dirs, Path(own.png))
+    elif verb == 'rerun':
+        if own.model_dir is None:
+            raise ConfigError(f'Where shall it run again? Write: phalanx rerun {rest[0]}{more}.')
+        return rerun(dirs, ModelDir(own.model_dir), _run)
+    else:
+        if own.step is None:
+            raise ConfigError(f'Which step? Write: phalanx replay {rest[0]}{more}.')
+        return replay(dirs, own.step, debug=own.pdb)
     return 0
 
 
-def _model_dir(options: Options) -> ModelDir:
+def _model_dir(script: gin_files.Script) -> ModelDir:
     """Where the configuration leads the run to."""
-    script = gin_files.read(options.gin_files, options.gin_bindings, options.gin_search_path)
     bound = [each.value for each in script.bindings if each.name == 'MODEL_DIR']
     if not bound or not isinstance(bound[-1], str):
         raise ConfigError('Where shall the run be written? Set --model_dir=DIR.')

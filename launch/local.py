@@ -17,6 +17,7 @@ from trainer.errors import ConfigError
 from trainer.observe import phases
 
 _DUMP_SECONDS = 1.0
+_THREADS = 'TF_NUM_INTRAOP_THREADS'
 
 
 class Workers:
@@ -113,6 +114,16 @@ def check_gpus(workers: int) -> None:
         )
 
 
+def intra_op_threads(workers: int, wanted: int | None = None) -> str | None:
+    """Returns what TF_NUM_INTRAOP_THREADS is for each of `workers`, None if it is not set."""
+    if (chosen := os.environ.get(_THREADS)) is not None:
+        return chosen
+    if (wanted or workers) == 1 or _gpus():
+        return None
+    # Each worker would otherwise start a thread for every core of the host.
+    return str(max(1, len(os.sched_getaffinity(0)) // workers))
+
+
 def _environments(workers: int, wanted: int | None = None) -> list[dict[str, str]]:
     """Each worker's environment variables."""
     # TF_CONFIG of an outer job is that job's business.
@@ -122,10 +133,8 @@ def _environments(workers: int, wanted: int | None = None) -> list[dict[str, str
         return [common]
     gpus = _gpus()
     each = len(gpus) // wanted
-    if not gpus:
-        # Each worker would otherwise start a thread for every core of the host.
-        threads = max(1, len(os.sched_getaffinity(0)) // workers)
-        common.setdefault('TF_NUM_INTRAOP_THREADS', str(threads))
+    if threads := intra_op_threads(workers, wanted):
+        common[_THREADS] = threads
     cluster = {'worker': [f'127.0.0.1:{port}' for port in free_ports(workers)]}
     environments = []
     for index in range(workers):

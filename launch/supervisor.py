@@ -20,6 +20,7 @@ from launch import stacks
 from launch.display import Attempt, Display
 from launch.ledger import Ledger
 from launch.local import Workers, check_gpus
+from launch.record import Record
 from launch.watch import Stuck, Watch
 from trainer.errors import ConfigError, Preempted
 from trainer.model_dir import ModelDir
@@ -73,6 +74,7 @@ class Supervisor:
         dirs: ModelDir,
         policy: Policy | None = None,
         display: Display | None = None,
+        record: Record | None = None,
     ):
         """Prepares a job; nothing is written yet.
 
@@ -82,12 +84,14 @@ class Supervisor:
             dirs: where the flags lead the run to.
             policy: what may be done; the default is `Policy()`.
             display: what is shown of it; the default is `Display()`.
+            record: where it is written down, if it is.
         """
         self._flags, self._count, self._dirs = list(flags), workers, dirs
         self._wanted = workers
         self._policy = policy or Policy()
         self._display = display or Display()
         self._restarts = 0
+        self._record = record
         self._ledger = Ledger(dirs.path / 'ledger.jsonl')
         self._signals: list[int] = []  # that have come
 
@@ -111,8 +115,12 @@ class Supervisor:
                 pid=os.getpid(),
                 host=socket.gethostname(),
             )
+            if self._record:
+                self._record.begin()
             code = self._attempts()
             self._ledger.write('end', code=code)
+            if self._record:
+                self._record.end()
         if code == _MISTAKE and not was_there and not self._newest_step():
             # What was told before anything began leaves nothing behind.
             shutil.rmtree(self._dirs.path, ignore_errors=True)

@@ -3,19 +3,16 @@
 Exit codes: 0 finished; 2 wrong flags or configuration; 75 preempted after saving; 1 failed.
 """
 
-import contextlib
-import logging as std_logging
-import os
 import sys
-import tempfile
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import logging
 from absl.flags import FLAGS
 
 from trainer import flags, gin_files
 from trainer.cluster import from_environ
+from trainer.console import hidden_stderr, set_up_logging
 from trainer.errors import ConfigError, Diverged, Preempted, WriteError
 from trainer.observe import phases
 
@@ -57,7 +54,7 @@ def _run(options: flags.Options) -> None:
 
     phases.enter('starting')
     # Only now: it takes seconds that a slip of the pen should not cost.
-    with _hidden_stderr():
+    with hidden_stderr():
         import tensorflow  # noqa: F401
 
     from trainer import gin_setup
@@ -65,7 +62,7 @@ def _run(options: flags.Options) -> None:
     from trainer.dry_run import dry_run
 
     gin_setup.load(script, unused={'train', 'evaluate', 'export'} - called)
-    _set_up_logging(options.verbosity)
+    set_up_logging(options.verbosity)
     if mode == 'export' and not rehearsal:
         if cluster.is_chief:
             print(f'SavedModel: {gin_setup.export()}')
@@ -113,38 +110,6 @@ _CALLED = {
     'train_and_evaluate': {'train', 'export'},
     'export': {'export'},
 }
-
-
-@contextlib.contextmanager
-def _hidden_stderr() -> Iterator[None]:
-    """Keeps back what TensorFlow's C++ code prints when it is loaded, unless loading fails."""
-    sys.stderr.flush()
-    screen = os.dup(2)
-    with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            kept.seek(0)
-            os.write(screen, kept.read())
-            raise
-        finally:
-            os.dup2(screen, 2)
-            os.close(screen)
-
-
-def _set_up_logging(verbosity: int) -> None:
-    handler = logging.get_absl_handler()
-    handler.setFormatter(
-        std_logging.Formatter('%(asctime)s %(levelname).1s %(message)s', '%H:%M:%S')
-    )
-    if verbosity <= logging.INFO:
-        handler.addFilter(_is_ours_or_a_warning)
-
-
-def _is_ours_or_a_warning(record: std_logging.LogRecord) -> bool:
-    """Leaves out the news of TensorFlow, which are about its insides."""
-    return record.levelno > std_logging.INFO or f'{os.sep}tensorflow{os.sep}' not in record.pathname
 
 
 def _values(values: Mapping[str, float | None]) -> str:

@@ -4,6 +4,7 @@ Importing this module registers what a .gin file may name. `configs/base.gin` im
 the recorded configuration of a run can be read again.
 """
 
+import copy
 import hashlib
 import importlib
 import inspect
@@ -22,6 +23,8 @@ from trainer.evaluate import evaluate as _evaluate
 from trainer.export.saved_model import export as _export
 from trainer.meeting import meet as _meet
 from trainer.models import cnn, mlp, resnet
+from trainer.replay import Replay
+from trainer.replay import replay as _replay
 from trainer.retention import Keep
 from trainer.strategy import build_strategy as _build_strategy
 from trainer.train import train as _train
@@ -118,6 +121,14 @@ def parameter(name: str) -> Any:
         return None
     is_reference = isinstance(value, gin.config.ConfigurableReference)
     return value.scoped_configurable_fn() if is_reference else value
+
+
+def replay(**given: Any) -> Replay:
+    """Calls `trainer.replay` with what is configured of `train`, and with what is given."""
+    configured = gin.get_bindings('train', resolve_references=False)
+    names = inspect.signature(_replay).parameters.keys() - given
+    # A copy of a reference is what it refers to; what `replay` does not need is not made.
+    return _replay(**{n: copy.deepcopy(configured[n]) for n in names & configured.keys()}, **given)
 
 
 def record() -> str:

@@ -13,12 +13,13 @@ from trainer.model_dir import ModelDir
     [
         (
             ['rum'],
-            "'rum' is not a verb of phalanx (run, check, status, logs, report). "
+            "'rum' is not a verb of phalanx (run, check, status, logs, report, rerun, replay). "
             "Did you mean 'run'?",
         ),
         (
             ['--workers=2'],
-            "'--workers=2' is not a verb of phalanx (run, check, status, logs, report).",
+            "'--workers=2' is not a verb of phalanx (run, check, status, logs, report, rerun, "
+            'replay).',
         ),
         (
             ['run', '--wrokers=2'],
@@ -62,6 +63,20 @@ from trainer.model_dir import ModelDir
         ),
         (['status'], 'Of which job? Write: phalanx status DIR, its model_dir.'),
         (['logs', 'a', 'b'], 'Of which job? Write: phalanx logs DIR, its model_dir.'),
+        (['replay', 'a'], 'Which step? Write: phalanx replay a --step=N.'),
+        (
+            ['replay', '--step=3'],
+            'Of which job? Write: phalanx replay DIR --step=N, its model_dir.',
+        ),
+        (
+            ['replay', 'a', '--step=0'],
+            'flag --step=0: 0 is not a positive integer. phalanx --help lists the flags.',
+        ),
+        (
+            ['replay', 'a', '--stp=3'],
+            "Unknown flag --stp of phalanx replay. Did you mean 'step'? phalanx --help lists the "
+            'flags.',
+        ),
         (['run', '--gin.STEPS'], '--gin.STEPS has no value. Write --gin.STEPS=VALUE.'),
     ],
 )
