@@ -6,10 +6,13 @@ import pytest
 import tensorflow as tf
 
 from tests.trainer import tiny
+from tests.trainer.test_divergence import SEED as POISON_SEED
+from tests.trainer.test_divergence import data as poisoned
 from trainer.checkpoint import Checkpoints
 from trainer.data import order
 from trainer.data.arrays import Arrays
 from trainer.data.pipeline import Data
+from trainer.divergence import Divergence
 from trainer.errors import ConfigError
 from trainer.replay import replay
 
@@ -234,3 +237,18 @@ def test_a_damaged_checkpoint_is_left_where_it_is_and_the_one_before_is_used(
     )
     with pytest.raises(ConfigError, match='was trained with seed = 3'):
         again(one, tmp_path, 9, steps=9, seed=4)
+
+
+def test_a_step_after_a_roll_back_has_the_examples_that_it_read_in_the_end(make_strategy, tmp_path):
+    strategy, data = make_strategy(1), poisoned([20])
+    common = {'train_data': data, 'seed': POISON_SEED}
+    tiny.run(
+        strategy, tmp_path, eval_data=None, divergence=Divergence(bad_steps=1), sample_log=True,
+        **common,
+    )  # fmt: skip
+    lines = dict(line.split('\t') for line in (tmp_path / 'samples.tsv').read_text().splitlines())
+    for step in (24, 19, 20):  # Before the window, at it, and behind; from checkpoint 12.
+        found = again(strategy, tmp_path, step, **common)
+        assert ' '.join(map(str, np.concatenate(found.records))) == lines[str(step - 1)]
+        assert found.saved_sha256 in (None, found.state_sha256)
+    assert again(strategy, tmp_path, 24, **common).saved_sha256
