@@ -1,5 +1,6 @@
 """`phalanx run` with real workers on this host."""
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from launch import local
@@ -45,16 +47,13 @@ def end(process):
     return process.returncode, out, err
 
 
-def workers_of(model_dir):
-    """The processes that were given this model_dir, the launcher among them."""
+def workers_of(directory):
+    """The processes that work in a directory on the model_dir 'run', the launcher among them."""
     found = []
-    for pid in filter(str.isdigit, os.listdir('/proc')):
-        try:
-            with open(f'/proc/{pid}/cmdline') as file:
-                if f'--model_dir={model_dir}' in file.read().split('\0'):
-                    found.append(int(pid))
-        except OSError:
-            continue
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if '--model_dir=run' in process.cmdline() and process.cwd() == str(directory):
+                found.append(process)
     return found
 
 
@@ -140,7 +139,7 @@ def test_two_workers_end_with_the_bits_of_two_replicas_of_one_process(tmp_path):
     assert (topology['kind'], topology['num_workers'], topology['replicas']) == (
         'multi_worker', 2, 2,
     )  # fmt: skip
-    assert not workers_of('run')
+    assert not workers_of(tmp_path)
 
     # Kernels cut their work by the number of threads, and so do the bits.
     threads = local._environments(2)[0]['TF_NUM_INTRAOP_THREADS']
@@ -177,7 +176,7 @@ def test_a_worker_that_fails_ends_the_job_and_its_log_is_shown(tmp_path):
     assert len(tail) <= 20
     # The other waited at the meeting, a minute long.
     assert time.monotonic() - began < 60
-    assert not workers_of('run')
+    assert not workers_of(tmp_path)
 
 
 @pytest.mark.slow
@@ -194,8 +193,8 @@ def test_sigterm_to_the_launcher_saves_and_the_job_can_be_run_again(tmp_path):
         job.send_signal(signal.SIGTERM)
         code, out, err = end(job)
     finally:
-        for pid in workers_of('run'):
-            os.kill(pid, signal.SIGKILL)
+        for process in workers_of(tmp_path):
+            process.kill()
     assert code == 75, err
     step = int(re.search(r'preempted: saved step (\d+) of 100000 after a signal', out)[1])
     assert step > 0
