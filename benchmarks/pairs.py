@@ -87,7 +87,7 @@ class Table:
     def __init__(self, title: str, ours: str, theirs: str, *, markdown: bool = False):
         self._markdown, self._theirs = markdown, theirs
         heads = ('what', ours, theirs, 'ratio', 'quartiles', 'range', 'target')
-        print(f'\n{title}', f'{_machine()}\n', sep='\n', flush=True)
+        print(f'\n{title}', f'{machine()}\n', sep='\n', flush=True)
         self._print(heads)
         if markdown:
             self._print(['---'] * len(heads))
@@ -145,7 +145,8 @@ def _short(value: float) -> str:
     return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Returns what the measurements were taken on, in words."""
     with open('/proc/cpuinfo', encoding='utf-8') as file:
         lines = [line for line in file if line.startswith('model name')]
     model = lines[0].partition(':')[2].strip() if lines else platform.processor()
