@@ -1,5 +1,6 @@
 """A debugger for one step, in the thread of whichever replica comes first."""
 
+import bdb
 import inspect
 import os
 import pdb
@@ -10,7 +11,16 @@ import keras
 
 
 def in_debugger(model: keras.Model, run: Callable, step: int) -> Callable:
-    """Returns `run`, which stops at its beginning, and again where the model is called."""
+    """Returns `run`, which stops at its beginning, and again where the model is called.
+
+    Args:
+        model: whose `call`, if it is not Keras's own, gets a breakpoint.
+        run: what to debug; returns something that is not None.
+        step: which is announced.
+
+    Returns:
+        A function that does the same, or raises `bdb.BdbQuit` where the user quits.
+    """
     debugger = pdb.Pdb()
     code = inspect.unwrap(type(model).call).__code__
     # Of a Sequential or Functional model the call is Keras's, and no code to look at.
@@ -26,8 +36,11 @@ def in_debugger(model: keras.Model, run: Callable, step: int) -> Callable:
         # The threads in which several replicas run are started within.
         threading.settrace(debugger.trace_dispatch)
         try:
-            return debugger.runcall(run, *args)
+            result = debugger.runcall(run, *args)
         finally:
             threading.settrace(None)
+        if result is None:
+            raise bdb.BdbQuit  # Which pdb keeps to itself.
+        return result
 
     return debugged

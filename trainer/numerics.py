@@ -97,7 +97,7 @@ class Watch:
     @contextlib.contextmanager
     def layers(self, model: keras.Model) -> Iterator[None]:
         """Looks at every call of a layer of `model`, and of an operation, within the block."""
-        layers = list(model._flatten_layers())
+        layers = list({id(layer): layer for layer in model._flatten_layers()}.values())
         for layer in layers:
             layer.call = self._watched_layer(layer, layer.call)
         op_callbacks.add_op_callback(self._operation)
