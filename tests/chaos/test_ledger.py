@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from launch.report import account
+from launch.account import account
 from tests.chaos.jobs import LONG, Job, phases
 from trainer.model_dir import ModelDir
 
