@@ -20,6 +20,7 @@ from launch.watch import Watch
 # Whose output is shown.
 LOGS = ('chief', 'all', 'none')
 _EVERY_SECONDS = 60.0
+_TAIL_LINES = 20
 # The first steps pay for compiling: their pace is not the job's.
 _FIRST_SECONDS = 10.0
 # What `trainer.observe.report` logs every `train.log_every`.
@@ -96,8 +97,8 @@ class Display:
             index: _Tail(log) for index, log in enumerate(attempt.logs) if self.shows(index)
         }
         if self._tells_progress:
-            self.say(
-                f'phalanx: attempt {attempt.number}: {count(len(attempt.logs), "worker")}; '
+            self.tell(
+                f'attempt {attempt.number}: {count(len(attempt.logs), "worker")}; '
                 f'logs in {attempt.logs[0].parent}'
             )
 
@@ -120,6 +121,16 @@ class Display:
         """Shows a message of the launcher, after the progress that it was made at."""
         self._tell()
         write(f'{text}\n', sys.stderr)
+
+    def tell(self, text: str) -> None:
+        """Shows a message of the launcher as that."""
+        self.say(f'phalanx: {text}')
+
+    def quote(self, worker: int, log: Path | None) -> None:
+        """Shows the end of a worker's log, if it has one."""
+        lines = log.read_text(errors='replace').splitlines()[-_TAIL_LINES:] if log else []
+        if lines:
+            self.say('\n'.join(f'  worker {worker}: {line}' for line in lines))
 
     def _new_lines(self, end: bool = False) -> list[str]:
         return [

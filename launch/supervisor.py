@@ -14,26 +14,16 @@ import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from launch import stacks
 from launch.display import Attempt, Display
+from launch.follower import MISTAKE, POLL_SECONDS, PREEMPTED, Follower, Outcome
 from launch.ledger import Ledger
 from launch.local import Workers, check_gpus
 from launch.record import Record
-from launch.watch import Stuck, Watch
-from trainer.errors import ConfigError, Preempted
+from launch.watch import Watch
 from trainer.model_dir import ModelDir
 
-_POLL_SECONDS = 0.1
-# Workers that fail for the same reason end at nearly the same time.
-_PEER_SECONDS = 0.3
-_MISTAKE_SECONDS = 5.0
-_TAIL_LINES = 20
 _LONGEST_WAIT_SECONDS = 60.0
-_PREEMPTED, _MISTAKE = Preempted.exit_code, ConfigError.exit_code
-# How a worker ends that was asked to: after saving, or with nothing to save yet.
-_STOPPED = (_PREEMPTED, -signal.SIGTERM, -signal.SIGINT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +41,6 @@ class Policy:
     grace_seconds: float = 60.0
     patience_seconds: float = 60.0
     elastic: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class _Outcome:
-    """How an attempt ended: 'finished', 'stopped', 'mistake' or 'failed'."""
-
-    kind: str
-    worker: int | None = None
-    reason: str = ''
-    log: Path | None = None
 
 
 class Supervisor:
@@ -121,20 +101,20 @@ class Supervisor:
             self._ledger.write('end', code=code)
             if self._record:
                 self._record.end()
-        if code == _MISTAKE and not was_there and not self._newest_step():
+        if code == MISTAKE and not was_there and not self._newest_step():
             # What was told before anything began leaves nothing behind.
             shutil.rmtree(self._dirs.path, ignore_errors=True)
         return code
 
     def _attempts(self) -> int:
-        failures: list[_Outcome] = []  # since the last new checkpoint
+        failures: list[Outcome] = []  # since the last new checkpoint
         first = True
         while True:
             before = self._newest_step()
             outcome = self._attempt(first)
             newest, first = self._newest_step(), False
             if outcome.kind != 'failed':
-                return {'finished': 0, 'stopped': _PREEMPTED, 'mistake': _MISTAKE}[outcome.kind]
+                return {'finished': 0, 'stopped': PREEMPTED, 'mistake': MISTAKE}[outcome.kind]
             if self._signals:
                 return 1  # Stopped, but not all have saved.
             if newest > before:
@@ -142,7 +122,7 @@ class Supervisor:
                 self._count = self._wanted  # They may be there again.
             failures.append(outcome)
             if self._policy.elastic and len(failures) > 1 and (fewer := self._fewer()):
-                self._say(f'going on with {fewer} workers instead of {self._count}')
+                self._display.tell(f'going on with {fewer} workers instead of {self._count}')
                 self._count = fewer
             if len(failures) > self._policy.max_restarts:
                 self._give_up(failures)
@@ -151,7 +131,7 @@ class Supervisor:
             if len(failures) > 1:
                 wait = min(_LONGEST_WAIT_SECONDS, 2.0 ** (len(failures) - 2))
                 wait *= random.uniform(0.5, 1.5)
-            self._say(
+            self._display.tell(
                 f'starting again from step {newest}'
                 f'{f" in {wait:.0f} s" if wait else ""} '
                 f'(restart {len(failures)} of {self._policy.max_restarts} without a new checkpoint)'
@@ -161,11 +141,11 @@ class Supervisor:
             end = time.monotonic() + wait
             while time.monotonic() < end:
                 if self._signals:
-                    return _PREEMPTED
+                    return PREEMPTED
                 self._display.show()
-                time.sleep(_POLL_SECONDS)
+                time.sleep(POLL_SECONDS)
 
-    def _attempt(self, first: bool) -> _Outcome:
+    def _attempt(self, first: bool) -> Outcome:
         number = self._next_number()
         directory = self._dirs.logs / f'attempt-{number}'
         directory.mkdir()
@@ -176,19 +156,26 @@ class Supervisor:
         attempt = Attempt(
             number, self._restarts, workers.logs, watch, workers.codes, self._newest_step
         )
+        follower = Follower(
+            workers,
+            watch,
+            signals=self._signals,
+            grace_seconds=self._policy.grace_seconds,
+            newest_step=self._newest_step,
+            ledger=self._ledger,
+            display=self._display,
+        )
         try:
             self._display.begin(attempt)
-            outcome = self._follow(workers, watch)
+            outcome = follower.follow()
         finally:
-            watch.read()
-            self._note_rollbacks(watch)
-            self._display.show()
+            follower.look()
             workers.kill()
             self._display.end()
         if outcome.kind == 'mistake' and (taken := workers.taken_port()):
             # Between choosing it and the worker's start. The next attempt chooses others.
             reason = f'port {taken[1]} of worker {taken[0]} was taken by another process'
-            self._say(reason)
+            self._display.tell(reason)
             outcome = dataclasses.replace(outcome, kind='failed', worker=taken[0], reason=reason)
         if outcome.kind == 'mistake' and (watch.compiling or not first):
             # The flags were good enough once: something else has changed, perhaps for a moment.
@@ -208,111 +195,13 @@ class Supervisor:
             shutil.rmtree(directory, ignore_errors=True)
         return outcome
 
-    def _follow(self, workers: Workers, watch: Watch) -> _Outcome:
-        """Watches an attempt until it is decided how it ends."""
-        handed_on, asked_at = 0, 0.0
-        while True:
-            watch.read()
-            self._note_rollbacks(watch)
-            self._display.show()
-            codes = workers.codes()
-            if all(code == 0 for code in codes):
-                return _Outcome('finished')
-            if len(self._signals) > handed_on:
-                handed_on, asked_at = len(self._signals), asked_at or time.monotonic()
-                if handed_on > 1:
-                    return _Outcome('stopped', reason='a second signal')
-                self._ledger.write('signal', signal=self._signals[0])
-                self._say(
-                    f'{signal.Signals(self._signals[0]).name}: the workers save and end; a second '
-                    'signal ends them at once'
-                )
-                workers.signal(signal.SIGTERM)
-            bad = [(index, code) for index, code in enumerate(codes) if code]
-            if not asked_at and any(code in _STOPPED for _, code in bad):
-                # Someone stops the job by way of one of its workers.
-                asked_at = time.monotonic()
-                if all(code != _PREEMPTED for _, code in bad):
-                    workers.signal(signal.SIGTERM)
-            if asked_at:
-                if None not in codes:
-                    return self._stopped(workers, codes)
-                if time.monotonic() - asked_at > self._policy.grace_seconds:
-                    self._say(
-                        f'not all workers have saved within {self._policy.grace_seconds:g} s; '
-                        f'ending them. The newest checkpoint is of step {self._newest_step()}.'
-                    )
-                    return _Outcome('stopped', reason='the grace time is over')
-            elif bad:
-                # TensorFlow's heartbeat may give up on a stopped peer before this watch does.
-                if (stuck := watch.stopped(workers.pids())) is not None:
-                    return self._stuck(workers, stuck)
-                return self._judge(workers, watch, *bad[0])
-            elif (stuck := watch.stuck(workers.pids())) is not None:
-                return self._stuck(workers, stuck)
-            time.sleep(_POLL_SECONDS)
-
-    def _note_rollbacks(self, watch: Watch) -> None:
-        for told in watch.rollbacks:
-            figures = {name: told[name] for name in ('rolled_back', 'to', 'windows')}
-            self._ledger.write('rollback', **figures)
-            self._say(f'went back from step {told["rolled_back"]} to step {told["to"]}')
-        watch.rollbacks.clear()
-
-    def _stopped(self, workers: Workers, codes: Sequence[int]) -> _Outcome:
-        """Decides what an attempt that was asked to stop comes to when all have ended."""
-        failed = [index for index, code in enumerate(codes) if code not in (0, *_STOPPED)]
-        if not failed:
-            return _Outcome('stopped')
-        return self._failed(workers, failed[0], codes[failed[0]])
-
-    def _judge(self, workers: Workers, watch: Watch, index: int, code: int) -> _Outcome:
-        """Decides what an attempt comes to after a worker has ended badly."""
-        end = time.monotonic() + (_MISTAKE_SECONDS if code == _MISTAKE else _PEER_SECONDS)
-        while time.monotonic() < end and None in workers.codes():
-            self._display.show()
-            time.sleep(_POLL_SECONDS)
-        codes = workers.codes()
-        if _MISTAKE not in codes:
-            return self._failed(workers, index, code)
-        if (stuck := watch.silent(workers.pids())) is not None:
-            # The others have given up waiting for it; to them that is a mistake.
-            return self._stuck(workers, stuck)
-        index = codes.index(_MISTAKE)
-        if not self._display.shows(index):
-            self._tail(index, workers.logs[index])
-        reason = f'worker {index} ended with exit code {_MISTAKE}'
-        return _Outcome('mistake', index, reason, workers.logs[index])
-
-    def _failed(self, workers: Workers, index: int, code: int) -> _Outcome:
-        how = f'was ended by signal {-code}' if code < 0 else f'ended with exit code {code}'
-        reason = f'worker {index} {how}'
-        self._say(reason)
-        self._ledger.write('exit', worker=index, code=code)
-        if code > 0 and not self._display.shows(index):
-            self._tail(index, workers.logs[index])
-        return _Outcome('failed', index, reason, workers.logs[index])
-
-    def _stuck(self, workers: Workers, stuck: Stuck) -> _Outcome:
-        workers.dump_stacks()
-        place = stacks.blame(workers.logs)
-        if place and not stuck.stopped and (stuck.phase == 'stepping' or place.reads_data):
-            # All that wait in a step fell silent together; only their stacks tell for whom.
-            phase = 'waiting for data' if place.reads_data else stuck.phase
-            stuck = dataclasses.replace(stuck, worker=place.worker, phase=phase, where=place.where)
-        elif place and stuck.phase == 'starting' and place.worker == stuck.worker:
-            stuck = dataclasses.replace(stuck, where=place.where)
-        self._say(f'{stuck}; the stacks of all workers are in their logs')
-        self._ledger.write('stuck', **dataclasses.asdict(stuck))
-        return _Outcome('failed', stuck.worker, str(stuck), workers.logs[stuck.worker])
-
-    def _give_up(self, failures: Sequence[_Outcome]) -> None:
+    def _give_up(self, failures: Sequence[Outcome]) -> None:
         first = failures[0]
-        self._say(
+        self._display.tell(
             f'giving up: {len(failures)} attempts in a row ended without a new checkpoint. The '
             f'first of them: {first.reason}. Its log is {first.log}'
         )
-        self._tail(first.worker or 0, first.log)
+        self._display.quote(first.worker or 0, first.log)
 
     def _fewer(self) -> int:
         """The next smaller number of workers that can share the global batch equally, or 0."""
@@ -357,11 +246,3 @@ class Supervisor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-    def _say(self, text: str) -> None:
-        self._display.say(f'phalanx: {text}')
-
-    def _tail(self, index: int, log: Path | None) -> None:
-        lines = log.read_text(errors='replace').splitlines()[-_TAIL_LINES:] if log else []
-        if lines:
-            self._display.say('\n'.join(f'  worker {index}: {line}' for line in lines))
