@@ -97,7 +97,8 @@ class Follower:
                 # TensorFlow's heartbeat may give up on a stopped peer before this watch does.
                 if (stuck := watch.stopped(workers.pids())) is not None:
                     return self._stuck(stuck)
-                return self._judge(*bad[0])
+                # Who was killed comes before those that have noticed it.
+                return self._judge(*min(bad, key=lambda each: each[1]))
             elif (stuck := watch.stuck(workers.pids())) is not None:
                 return self._stuck(stuck)
             time.sleep(POLL_SECONDS)
