@@ -1,25 +1,17 @@
 """`phalanx VERB`: the program that runs jobs."""
 
-import contextlib
-import dataclasses
-import math
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from launch import display
-from launch.board import tensorboard, write_text
-from launch.record import Job, Record
 from launch.replay import replay
 from launch.rerun import rerun
+from launch.run import run
 from launch.status import logs, status
-from launch.supervisor import Policy, Supervisor
-from trainer import gin_files
 from trainer.errors import ConfigError, WriteError, nearest
-from trainer.flags import parse, reason
+from trainer.flags import reason
 from trainer.model_dir import ModelDir
 
 VERBS = ('run', 'check', 'status', 'logs', 'report', 'rerun', 'replay')
@@ -68,112 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(
                 f'{verb!r} is not a verb of phalanx ({", ".join(VERBS)}).{nearest(verb, VERBS)}'
             )
-        return _run(verb, rest) if verb in ('run', 'check') else _look(verb, rest)
+        if verb not in ('run', 'check'):
+            return _look(verb, rest)
+        if {'-h', '--help'} & set(rest):
+            print(_USAGE)
+            return 0
+        return run(rest, check=verb == 'check')
     except KeyboardInterrupt:
         return 130
     except (ConfigError, WriteError) as error:
         # Gin appends to a message where it passes through.
         print(f'phalanx: {getattr(error, "message", error)}', file=sys.stderr)
         return error.exit_code
-
-
-def _run(verb: str, argv: list[str]) -> int:
-    own = flags.FlagValues()
-    own.set_gnu_getopt(True)
-    new = {'flag_values': own}
-    policy = Policy()
-    flags.DEFINE_integer('workers', 1, 'Processes that train together.', 1, **new)
-    flags.DEFINE_integer('devices_per_worker', None, 'Devices of each.', 1, **new)
-    flags.DEFINE_integer('max_restarts', policy.max_restarts, 'In a row.', 0, **new)
-    flags.DEFINE_float('grace_seconds', policy.grace_seconds, 'To save.', 0.0, **new)
-    flags.DEFINE_float('patience_seconds', policy.patience_seconds, 'Of silence.', 1.0, **new)
-    flags.DEFINE_boolean('tensorboard', False, 'Show curves.', **new)
-    flags.DEFINE_boolean('elastic', False, 'Go on with fewer.', **new)
-    flags.DEFINE_string('logs', 'chief', 'Whose output is shown.', **new)
-    mine = list(own)
-    try:
-        rest = own(['phalanx', *argv], known_only=True)[1:]
-    except flags.Error as error:
-        raise ConfigError(f'{reason(error)}. phalanx --help lists the flags.') from None
-    if '--help' in rest or '-h' in rest:
-        print(_USAGE)
-        return 0
-    if own.logs not in display.LOGS:
-        raise ConfigError(
-            f'--logs={own.logs} is none of {", ".join(display.LOGS)}.'
-            f'{nearest(own.logs, display.LOGS)}'
-        )
-    # A mistake is told once, here, and not by every worker.
-    options = parse(rest, others=mine)
-    if options is None:
-        return 0
-    if own.devices_per_worker is not None:
-        rest.append(f'--gin.strategy.devices_per_worker={own.devices_per_worker}')
-    script = gin_files.read(options.gin_files, options.gin_bindings, options.gin_search_path)
-    dirs, workers = _model_dir(script), own.workers
-    if verb == 'check':
-        rest.append(f'--check_workers={workers}')
-        workers = 1
-    elif options.mode in ('train', 'train_and_evaluate') and not options.dry_run:
-        policy = Policy(
-            max_restarts=own.max_restarts,
-            grace_seconds=own.grace_seconds,
-            patience_seconds=own.patience_seconds,
-            elastic=own.elastic,
-        )
-        with contextlib.ExitStack() as stack:
-            if own.tensorboard:
-                address = stack.enter_context(tensorboard(dirs.path))
-                print(f'phalanx: TensorBoard at {address}', file=sys.stderr, flush=True)
-            job = Job(
-                flags=argv,
-                workers=workers,
-                devices_per_worker=own.devices_per_worker,
-                mode=options.mode,
-                verbosity=options.verbosity,
-                policy=dataclasses.asdict(policy),
-                script=script,
-            )
-            code = Supervisor(
-                rest,
-                workers=workers,
-                dirs=dirs,
-                policy=policy,
-                display=display.for_stdout(own.logs),
-                record=Record(dirs, job),
-            ).run()
-        if code != ConfigError.exit_code:
-            with contextlib.suppress(ConfigError):  # On a full disk there may be no ledger.
-                _tell_verdict(dirs)
-        return code
-    # What does not train has nothing to go on from, says nothing of how it gets on, and leaves
-    # no trace in the history of the run.
-    policy = Policy(max_restarts=0, grace_seconds=own.grace_seconds, patience_seconds=math.inf)
-    with tempfile.TemporaryDirectory(prefix='phalanx-') as aside:
-        return Supervisor(
-            rest,
-            workers=workers,
-            dirs=ModelDir(aside),
-            policy=policy,
-            display=display.Display(own.logs, progress=False),
-        ).run()
-
-
-def _tell_verdict(dirs: ModelDir) -> None:
-    # Rich takes its time to import.
-    from launch.account import account
-    from launch.report import markdown, verdict
-
-    result = account(dirs)
-    with contextlib.suppress(OSError):  # A full disk has been told of before.
-        write_text(dirs.job, result.step, 'report', markdown(result))
-    for sentence in verdict(result):
-        display.write(f'phalanx: {sentence}\n', sys.stderr)
-    display.write(
-        f'phalanx: {result.wall:,.0f} s in {result.attempts} attempt(s), {result.goodput:.0%} of '
-        f'them in steps that count; `phalanx report {dirs.path}` tells more\n',
-        sys.stderr,
-    )
 
 
 def _look(verb: str, argv: list[str]) -> int:
@@ -217,20 +115,12 @@ def _look(verb: str, argv: list[str]) -> int:
     elif verb == 'rerun':
         if own.model_dir is None:
             raise ConfigError(f'Where shall it run again? Write: phalanx rerun {rest[0]}{more}.')
-        return rerun(dirs, ModelDir(own.model_dir), _run)
+        return rerun(dirs, ModelDir(own.model_dir), run)
     else:
         if own.step is None:
             raise ConfigError(f'Which step? Write: phalanx replay {rest[0]}{more}.')
         return replay(dirs, own.step, debug=own.pdb)
     return 0
-
-
-def _model_dir(script: gin_files.Script) -> ModelDir:
-    """Where the configuration leads the run to."""
-    bound = [each.value for each in script.bindings if each.name == 'MODEL_DIR']
-    if not bound or not isinstance(bound[-1], str):
-        raise ConfigError('Where shall the run be written? Set --model_dir=DIR.')
-    return ModelDir(bound[-1])
 
 
 if __name__ == '__main__':

@@ -21,6 +21,7 @@ from launch.ledger import Ledger
 from launch.local import Workers, check_gpus
 from launch.record import Record
 from launch.watch import Watch
+from trainer.gin_files import Script
 from trainer.model_dir import ModelDir
 
 _LONGEST_WAIT_SECONDS = 60.0
@@ -49,6 +50,7 @@ class Supervisor:
     def __init__(
         self,
         flags: Sequence[str],
+        script: Script,
         *,
         workers: int,
         dirs: ModelDir,
@@ -59,14 +61,17 @@ class Supervisor:
         """Prepares a job; nothing is written yet.
 
         Args:
-            flags: of `python -m trainer`.
+            flags: of `python -m trainer`, but for the configuration.
+            script: the configuration; it stays the same in all attempts, whatever becomes of files.
             workers: how many train together.
             dirs: where the flags lead the run to.
             policy: what may be done; the default is `Policy()`.
             display: what is shown of it; the default is `Display()`.
             record: where it is written down, if it is.
         """
-        self._flags, self._count, self._dirs = list(flags), workers, dirs
+        self._script_file = dirs.logs / 'config.json'
+        self._flags = [*flags, f'--gin_script={self._script_file}']
+        self._script, self._count, self._dirs = script, workers, dirs
         self._wanted = workers
         self._policy = policy or Policy()
         self._display = display or Display()
@@ -95,6 +100,7 @@ class Supervisor:
                 pid=os.getpid(),
                 host=socket.gethostname(),
             )
+            self._script.save(self._script_file)
             if self._record:
                 self._record.begin()
             code = self._attempts()

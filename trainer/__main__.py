@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: flags.Options) -> None:
-    script = gin_files.read(options.gin_files, options.gin_bindings, options.gin_search_path)
+    if options.gin_script:
+        script = gin_files.load(options.gin_script, options.gin_bindings)
+    else:
+        script = gin_files.read(options.gin_files, options.gin_bindings, options.gin_search_path)
     cluster = from_environ()
     mode = 'evaluate' if cluster.type == 'evaluator' else options.mode
     rehearsal = options.dry_run or options.check_workers

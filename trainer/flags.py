@@ -28,6 +28,7 @@ class Options:
         gin_files: names of .gin files, in order.
         gin_bindings: lines of gin that follow the files; the last one is --model_dir's.
         gin_search_path: directories to look for .gin files in.
+        gin_script: a file with what another process has read, in place of `gin_files`.
         mode: one of `MODES`.
         dry_run: check everything, train nothing.
         check_workers: the same for a job of so many workers, in this process alone.
@@ -37,6 +38,7 @@ class Options:
     gin_files: tuple[str, ...]
     gin_bindings: tuple[str, ...]
     gin_search_path: tuple[str, ...]
+    gin_script: str | None
     mode: str
     dry_run: bool
     check_workers: int | None
@@ -84,6 +86,7 @@ def parse(argv: Sequence[str], others: Sequence[str] = ()) -> Options | None:
         tuple(values.gin_file),
         tuple(bindings),
         tuple(values.gin_search_path),
+        values.gin_script,
         values.mode,
         values.dry_run,
         values.check_workers,
@@ -142,6 +145,12 @@ def _define() -> flags.FlagValues:
         'gin_search_path',
         [],
         'A directory to look for .gin files in, before the shipped configs; may be repeated.',
+        **new,
+    )
+    flags.DEFINE_string(
+        'gin_script',
+        None,
+        'A configuration as `phalanx run` has read it, in place of files.',
         **new,
     )
     flags.DEFINE_string('model_dir', None, 'Sets MODEL_DIR: where everything is written.', **new)

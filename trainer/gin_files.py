@@ -6,6 +6,7 @@ and a remedy, and lets `trainer.gin_checks` see all bindings, overridden ones to
 
 import dataclasses
 import io
+import json
 import os
 import re
 import shlex
@@ -71,12 +72,21 @@ class Script:
     Attributes:
         bindings: every binding.
         imports: (module, where) of every import.
-        text: the same as one text without includes, for `gin.parse_config`.
+        parts: the texts between includes: of which file or flag, from which line on, and what.
     """
 
     bindings: list[Binding] = dataclasses.field(default_factory=list)
     imports: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    text: str = ''
+    parts: list[tuple[str, int, str]] = dataclasses.field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All of it as one text without includes, for `gin.parse_config`."""
+        return ''.join(f'{text}\n' for _, _, text in self.parts)
+
+    def save(self, path: Path) -> None:
+        """Writes it down for `load`: another process may not see the files, or others by then."""
+        path.write_text(json.dumps(self.parts), encoding='utf-8')
 
 
 def shipped_configs() -> Path:
@@ -105,6 +115,34 @@ def read(files: Sequence[str], bindings: Sequence[str] = (), search_path=()) -> 
     directories = ['', *map(os.path.expanduser, search_path), os.fspath(shipped_configs())]
     for file in files:
         _read_file(script, _find(file, directories), directories, ())
+    for binding in bindings:
+        _read_binding(script, binding)
+    return script
+
+
+def load(path: str, bindings: Sequence[str] = ()) -> Script:
+    """Reads what another process has read and saved, and then bindings.
+
+    Args:
+        path: of a file that `Script.save` has written.
+        bindings: as for `read`.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    script = Script()
+    try:
+        for label, first, text in json.loads(Path(path).read_text(encoding='utf-8')):
+            for statement in _statements(text):
+                is_flag = label == _COMMAND_LINE
+                line = first + statement.location.line_num - 1
+                _add(script, statement, label if is_flag else f'{label}:{line}')
+            script.parts.append((label, first, text))
+    except (OSError, ValueError, TypeError, _Unreadable) as error:
+        raise ConfigError(
+            f'--gin_script={path} cannot be read: {error}. It is written by `phalanx run`; give '
+            '--gin_file instead.'
+        ) from None
     for binding in bindings:
         _read_binding(script, binding)
     return script
@@ -144,12 +182,13 @@ def _read_file(
         if not isinstance(statement, config_parser.IncludeStatement):
             _add(script, statement, where)
             continue
-        script.text += ''.join(lines[start : statement.location.line_num - 1]) + '\n'
+        text = ''.join(lines[start : statement.location.line_num - 1])
+        script.parts.append((label, start + 1, text))
         start = statement.location.line_num
         beside = [os.path.dirname(path), *directories]
         included = _find(statement.filename, beside, included_by=f'{where}: ')
         _read_file(script, included, directories, (*including, path))
-    script.text += ''.join(lines[start:]) + '\n'
+    script.parts.append((label, start + 1, ''.join(lines[start:])))
 
 
 def _read_binding(script: Script, text: str) -> None:
@@ -163,7 +202,7 @@ def _read_binding(script: Script, text: str) -> None:
         if isinstance(statement, config_parser.IncludeStatement):
             raise ConfigError(f'{text}: files are given as --gin_file={statement.filename}.')
         _add(script, statement, _COMMAND_LINE)
-    script.text += text + '\n'
+    script.parts.append((_COMMAND_LINE, 1, text))
 
 
 def _add(script: Script, statement: Any, where: str) -> None:

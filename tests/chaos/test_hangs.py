@@ -116,6 +116,9 @@ def test_a_worker_that_never_comes_is_found_when_the_others_have_given_up_waitin
         model_dir, '--patience_seconds=15', '--gin.STEPS=20', '--mode=train',
         '--gin_file=faults.gin', '--gin.meet.deadline_seconds=20',
     ) as job:  # fmt: skip
+        job.until(job.attempts)
+        # The launcher has read it, and all attempts get the same.
+        (tmp_path / 'faults.gin').unlink()
         code, output = job.end()
     assert code == 0, output
     (stuck,) = ledger(model_dir, 'stuck')

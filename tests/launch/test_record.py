@@ -40,7 +40,7 @@ train.save_every = 6
 
 
 def job(text='STEPS = 3\nimport trainer.gin_setup\n', **changes):
-    script = gin_files.Script(text=text, imports=[('trainer.gin_setup', 'here')])
+    script = gin_files.Script(parts=[('a.gin', 1, text.removesuffix('\n'))], imports=[('trainer.gin_setup', 'here')])
     arguments = {
         'flags': ['--gin_file=a.gin'],
         'workers': 2,
@@ -111,7 +111,7 @@ def test_a_record_is_kept_over_starts_and_completed_at_each_end(dirs, monkeypatc
 def test_a_start_that_came_to_no_checkpoint_is_not_the_one_a_run_begins_with(dirs):
     assert finished(dirs, code=1, text='a slip = 1')['outcome'] == 'failed'
     mended = finished(dirs, text='mended = 1')
-    assert mended['config'] == 'mended = 1'
+    assert mended['config'] == 'mended = 1\n'
     assert [each['outcome'] for each in mended['starts']] == ['failed', 'finished']
 
 

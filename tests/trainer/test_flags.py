@@ -33,6 +33,7 @@ def test_order_is_kept_and_model_dir_comes_last():
         gin_files=('a', 'b'),
         gin_bindings=('X=1', 'Y = 2', 'X=3', "MODEL_DIR = 'd'"),
         gin_search_path=('p',),
+        gin_script=None,
         mode='export',
         dry_run=True,
         check_workers=None,
@@ -41,7 +42,7 @@ def test_order_is_kept_and_model_dir_comes_last():
 
 
 def test_without_flags_there_is_a_default_for_all():
-    assert flags.parse([]) == flags.Options((), (), (), 'train_and_evaluate', False, None, 0)
+    assert flags.parse([]) == flags.Options((), (), (), None, 'train_and_evaluate', False, None, 0)
 
 
 def test_help_lists_every_flag_and_parses_nothing(capsys):

@@ -120,3 +120,24 @@ def test_an_unquoted_text_on_the_command_line_shows_the_quoting_that_works(bindi
     assert message([], [binding]) == (
         f'--gin.{binding} cannot be read. A text needs quotes: {mend}'
     )
+
+
+def test_what_was_read_can_be_handed_to_a_process_that_has_no_files(tmp_path):
+    (tmp_path / 'part.gin').write_text('A = 1\n\nB = [\n  2,\n]\n')
+    (tmp_path / 'all.gin').write_text("import math\nA = 0\ninclude 'part.gin'\n\nf.x = %A\n")
+    script = gin_files.read([str(tmp_path / 'all.gin')], ['C = @g()'])
+    script.save(tmp_path / 'saved.json')
+    for path in tmp_path.glob('*.gin'):
+        path.unlink()
+    again = gin_files.load(str(tmp_path / 'saved.json'), ['D = 4'])
+    assert again.text == script.text + 'D = 4\n'
+    assert again.imports == script.imports
+    # Each still knows its file and line.
+    assert again.bindings[:-1] == script.bindings
+    assert again.bindings[2].where.endswith('part.gin:3')
+
+
+def test_what_is_no_saved_script_is_refused(tmp_path):
+    (tmp_path / 'a.gin').write_text('A = 1\n')
+    with pytest.raises(ConfigError, match=r'It is written by `phalanx run`; give --gin_file'):
+        gin_files.load(str(tmp_path / 'a.gin'))
