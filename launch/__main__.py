@@ -1,5 +1,6 @@
 """`phalanx VERB`: the program that runs jobs."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,6 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Gin appends to a message where it passes through.
         print(f'phalanx: {getattr(error, "message", error)}', file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        # Who reads has seen enough. Python would try again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f'phalanx: {error}', file=sys.stderr)
+        return 1
 
 
 def _look(verb: str, argv: list[str]) -> int:

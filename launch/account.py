@@ -6,7 +6,6 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from launch.ledger import Ledger, json_lines
 from trainer.model_dir import ModelDir
@@ -73,7 +72,7 @@ def account(dirs: ModelDir) -> Account:
     events = Ledger(dirs.path / 'ledger.jsonl').history()
     seconds = collections.Counter(dict.fromkeys(CATEGORIES, 0.0))
     attempts = [each for each in events if each['event'] == 'attempt']
-    lines = {each['number']: _workers(dirs.logs, each) for each in attempts}
+    lines = {each['number']: _workers(dirs, each) for each in attempts}
     kept = _kept(attempts, lines)
     ends = {
         each['number']: each['time']
@@ -99,7 +98,7 @@ def account(dirs: ModelDir) -> Account:
         seconds=dict(seconds),
         wall=wall,
         attempts=len(attempts),
-        step=max((each.get('step') or 0 for each in events), default=0),
+        step=[0, *(each['step'] for each in events if each.get('step') is not None)][-1],
         events=[each for each in events if each['event'] in ('stuck', 'exit', 'rollback')],
         work=_work(list(lines.values())[-1]) if lines else (),
     )
@@ -120,9 +119,9 @@ def _spans(
         yield inside[0]['time'], end, attempts
 
 
-def _workers(logs: Path, attempt: Mapping) -> list[list[dict]]:
+def _workers(dirs: ModelDir, attempt: Mapping) -> list[list[dict]]:
     """The phases of each worker, the chief first; lines that a kill has cut short are left out."""
-    directory = logs / f'attempt-{attempt["number"]}'
+    directory = dirs.attempt(attempt['number'])
     return [
         [line for line in json_lines(path) if 'time' in line and line.get('phase') in _CATEGORY]
         for path in (directory / f'worker-{i}.phases.jsonl' for i in range(attempt['workers']))

@@ -4,6 +4,7 @@ A terminal gets the live display of `launch.live` instead, on the same grounds.
 """
 
 import codecs
+import contextlib
 import dataclasses
 import errno
 import os
@@ -128,7 +129,9 @@ class Display:
 
     def quote(self, worker: int, log: Path | None) -> None:
         """Shows the end of a worker's log, if it has one."""
-        lines = log.read_text(errors='replace').splitlines()[-_TAIL_LINES:] if log else []
+        lines: list[str] = []
+        with contextlib.suppress(OSError):  # Somebody may have deleted it.
+            lines = log.read_text(errors='replace').splitlines()[-_TAIL_LINES:] if log else []
         if lines:
             self.say('\n'.join(f'  worker {worker}: {line}' for line in lines))
 

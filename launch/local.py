@@ -98,7 +98,7 @@ class Workers:
         """Ends all that run, with what they have started, and waits for them."""
         for process in self._processes:
             # The group may outlive the worker: an export has a process to prove it.
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
         for process in self._processes:
             process.wait()

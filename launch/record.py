@@ -96,21 +96,21 @@ class Record:
         starts = [*(old or {}).get('starts', ()), start]
         self._write({**kept, 'starts': starts, 'outcome': None, 'result': None})
 
-    def end(self) -> None:
-        """Adds how this start ended, by the ledger."""
+    def end(self, code: int) -> None:
+        """Adds how this start ended, with which exit code."""
         record, events = _load(self._dirs), Ledger(self._dirs.path / 'ledger.jsonl').read()
-        if not record or not record['starts'] or not events:
+        if not record or not record['starts']:
             return
-        code = events[-1].get('code')
         end = {
             'ended': _now(),
             'seconds': round(time.time() - self._began, 3),
             'code': code,
             'outcome': _OUTCOMES.get(code, 'failed'),
         }
-        attempts = sum(each['event'] == 'attempt' for each in events)
-        before = sum(each.get('attempts', 0) for each in record['starts'])
-        record['starts'][-1].update(end, attempts=attempts - before)
+        kinds = [each['event'] for each in events]
+        attempts = kinds.count('attempt')
+        mine = kinds[::-1].index('job') if 'job' in kinds else 0
+        record['starts'][-1].update(end, attempts=kinds[len(kinds) - mine :].count('attempt'))
         self._write({**record, **end, 'attempts': attempts, 'result': _result(self._dirs)})
 
     def _write(self, record: Mapping[str, Any]) -> None:

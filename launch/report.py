@@ -37,12 +37,13 @@ def verdict(result: Account) -> list[str]:
             'faster disk.'
         )
     spoilt = seconds['lost'] + seconds['down']
-    if result.events and spoilt > _NOTABLE * result.wall:
+    rollbacks = sum(event['event'] == 'rollback' for event in result.events)
+    failures = len(result.events) - rollbacks
+    if failures and spoilt > _NOTABLE * result.wall:
         sentences.append(
-            f'{len(result.events)} failure(s) cost {spoilt:,.0f} s of steps done again and of '
+            f'{failures} failure(s) cost {spoilt:,.0f} s of steps done again and of '
             'waiting. Checkpoints at shorter intervals would lose less.'
         )
-    rollbacks = sum(event['event'] == 'rollback' for event in result.events)
     if rollbacks:
         sentences.append(
             f'Training went astray and went back to a checkpoint {rollbacks} time(s), without the '

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from launch import record
-from trainer.errors import ConfigError, Preempted
+from trainer.errors import ConfigError, Preempted, WriteError
 from trainer.model_dir import ModelDir
 
 # Of the place where a job ran and of its result, what the bits may depend on.
@@ -47,7 +47,12 @@ def rerun(old: ModelDir, new: ModelDir, run: Callable[[Sequence[str]], int]) -> 
     config = new.config / 'recorded.gin'
     config.write_text(then['config'], encoding='utf-8')
     flags = [*_flags(then), f'--gin_file={config}', f'--model_dir={new.path}']
-    code = run(flags)
+    try:
+        code = run(flags)
+    except ConfigError:
+        if not was_there:
+            shutil.rmtree(new.path, ignore_errors=True)
+        raise
     if code == ConfigError.exit_code and not was_there:
         shutil.rmtree(new.path, ignore_errors=True)
     if code == Preempted.exit_code:
@@ -56,6 +61,10 @@ def rerun(old: ModelDir, new: ModelDir, run: Callable[[Sequence[str]], int]) -> 
     if code:
         return code
     now = record.read(new)
+    if not now['result']:
+        raise WriteError(
+            f'There is nothing to compare with: {str(new.path / record.NAME)!r} has no result.'
+        )
     print('\n'.join(compare(old, then, new, now)))
     return 0 if _sha256(then) == _sha256(now) else 1
 
@@ -74,10 +83,12 @@ def compare(
     ]
     causes = list(_causes(then, now))
     if not causes:
+        clean = [(job.get('git') or {}).get('dirty') is False for job in (then, now)]
+        code = '' if all(clean) else ' The code of your own modules is not recorded: compare it.'
         return [
             *lines,
-            'Nothing that is recorded differs. Look for what depends on neither seed nor step: '
-            'randomness of your own, a clock, a file.',
+            f'Nothing that is recorded differs.{code} Look for what depends on neither seed nor '
+            'step: randomness of your own, a clock, a file.',
         ]
     return [*lines, 'What differs, then and now:', *(f'  {each}' for each in causes)]
 

@@ -59,13 +59,18 @@ def run(argv: Sequence[str], *, check: bool = False) -> int:
     options = parse(rest, others=mine)
     if options is None:
         return 0  # Help was asked for.
+    if options.check_workers or options.gin_script:
+        name = 'check_workers' if options.check_workers else 'gin_script'
+        mend = 'Use `phalanx check --workers=N`.' if options.check_workers else 'Use --gin_file.'
+        raise ConfigError(f'--{name} is a flag of `python -m trainer`. {mend}')
     bindings = list(options.gin_bindings)
     if own.devices_per_worker is not None:
         bindings.append(f'strategy.devices_per_worker = {own.devices_per_worker}')
     script = gin_files.read(options.gin_files, bindings, options.gin_search_path)
-    dirs, workers = _model_dir(script), own.workers
+    model_dir, workers = _model_dir(script), own.workers
+    dirs = ModelDir(model_dir)
     # The configuration itself comes from the supervisor.
-    given = [f'--model_dir={dirs.path}', f'--mode={options.mode}']
+    given = [f'--model_dir={model_dir}', f'--mode={options.mode}']
     given += [f'--verbosity={options.verbosity}', *(['--dry_run'] if options.dry_run else [])]
     if check:
         given.append(f'--check_workers={workers}')
@@ -100,8 +105,7 @@ def run(argv: Sequence[str], *, check: bool = False) -> int:
                 record=Record(dirs, job),
             ).run()
         if code != ConfigError.exit_code:
-            with contextlib.suppress(ConfigError):  # On a full disk there may be no ledger.
-                _tell_verdict(dirs)
+            _tell_verdict(dirs)
         return code
     # What does not train has nothing to go on from, says nothing of how it gets on, and leaves
     # no trace in the history of the run.
@@ -118,25 +122,30 @@ def run(argv: Sequence[str], *, check: bool = False) -> int:
 
 
 def _tell_verdict(dirs: ModelDir) -> None:
-    # Rich takes its time to import.
-    from launch.account import account
-    from launch.report import markdown, verdict
+    lines = []
+    # The job has ended, and nothing here may make its exit code another: neither Ctrl-C, nor a
+    # disk that was too full for all events.
+    try:
+        # Rich takes its time to import.
+        from launch.account import account
+        from launch.report import markdown, verdict
 
-    result = account(dirs)
-    with contextlib.suppress(OSError):  # A full disk has been told of before.
+        result = account(dirs)
+        lines = [
+            *verdict(result),
+            f'{result.wall:,.0f} s in {result.attempts} attempt(s), {result.goodput:.0%} of them '
+            f'in steps that count; `phalanx report {dirs.path}` tells more',
+        ]
         write_text(dirs.job, result.step, 'report', markdown(result))
-    for sentence in verdict(result):
-        display.write(f'phalanx: {sentence}\n', sys.stderr)
-    display.write(
-        f'phalanx: {result.wall:,.0f} s in {result.attempts} attempt(s), {result.goodput:.0%} of '
-        f'them in steps that count; `phalanx report {dirs.path}` tells more\n',
-        sys.stderr,
-    )
+    except (Exception, KeyboardInterrupt) as error:
+        lines.append(f'no report: {error or type(error).__name__}')
+    for line in lines:
+        display.write(f'phalanx: {line}\n', sys.stderr)
 
 
-def _model_dir(script: gin_files.Script) -> ModelDir:
+def _model_dir(script: gin_files.Script) -> str:
     """Where the configuration leads the run to."""
     bound = [each.value for each in script.bindings if each.name == 'MODEL_DIR']
     if not bound or not isinstance(bound[-1], str):
         raise ConfigError('Where shall the run be written? Set --model_dir=DIR.')
-    return ModelDir(bound[-1])
+    return bound[-1]

@@ -44,9 +44,12 @@ def blame(logs: Sequence[Path]) -> Place | None:
 def threads(log: Path) -> list[list[tuple[str, str, str]]]:
     """Returns the frames (file, line, function) of each thread of a log's last dump, innermost
     first; an empty list if there is no dump."""
-    with open(log, 'rb') as file:
-        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-        lines = file.read().decode(errors='replace').splitlines()
+    try:
+        with open(log, 'rb') as file:
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            lines = file.read().decode(errors='replace').splitlines()
+    except OSError:
+        return []  # Somebody has deleted it.
     found: list[list[tuple[str, str, str]]] = []
     for line in lines:
         if _THREAD.match(line):

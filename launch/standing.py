@@ -36,13 +36,15 @@ class Standing:
         """Takes in what the chief has said in this attempt, see `Watch.newest`."""
         before = self.step
         self.said |= newest
-        self.stepping = 'loss' in newest
+        self.stepping = 'seconds' in newest
         if 'last_step' not in newest:
             return
         if self._progress is None:
             self._progress = Progress(self.last_step, self.step, marks=_MARKS, clock=self._clock)
         elif self.step > before:
             self._progress.update(self.step)
+        elif self.step < before:  # Training has gone back.
+            self._progress = Progress(self.last_step, self.step, marks=_MARKS, clock=self._clock)
 
     @property
     def step(self) -> int:

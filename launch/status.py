@@ -21,7 +21,10 @@ def status(dirs: ModelDir) -> str:
         ConfigError: no job has run there.
     """
     events = Ledger(dirs.path / 'ledger.jsonl').history()
-    job = [each for each in events if each['event'] == 'job'][-1]
+    jobs = [each for each in events if each['event'] == 'job']
+    if not jobs:
+        raise ConfigError(f'The ledger of {str(dirs.path)!r} lacks its beginning.')
+    job = jobs[-1]
     last = events[-1]
     if last['event'] == 'end':
         meaning = {0: 'finished', 75: 'stopped; run it again to go on', 2: 'refused'}
@@ -47,8 +50,7 @@ def logs(dirs: ModelDir, worker: int = 0, *, follow: bool = False) -> None:
     Raises:
         ConfigError: there is no such log.
     """
-    numbers = [int(path.name.partition('-')[2]) for path in dirs.logs.glob('attempt-*')]
-    path = _file(dirs, max(numbers, default=0), worker, 'log')
+    path = _file(dirs, max(dirs.attempts(), default=0), worker, 'log')
     if not path.exists():
         held = ', '.join(str(each.relative_to(dirs.path)) for each in dirs.logs.glob('*/*.log'))
         raise ConfigError(f'There is no log {str(path)!r}. There is {held or "none"}.')
@@ -64,7 +66,7 @@ def logs(dirs: ModelDir, worker: int = 0, *, follow: bool = False) -> None:
 
 
 def _file(dirs: ModelDir, attempt: int, worker: int, kind: str) -> Path:
-    return dirs.logs / f'attempt-{attempt}' / f'worker-{worker}.{kind}'
+    return dirs.attempt(attempt) / f'worker-{worker}.{kind}'
 
 
 def _runs(job: dict) -> bool:

@@ -7,6 +7,7 @@ attempt whose worker died or is stuck is ended as a whole, and the next one has 
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import random
 import shutil
@@ -25,6 +26,7 @@ from trainer.gin_files import Script
 from trainer.model_dir import ModelDir
 
 _LONGEST_WAIT_SECONDS = 60.0
+_SAME_SIGNAL_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +71,7 @@ class Supervisor:
             display: what is shown of it; the default is `Display()`.
             record: where it is written down, if it is.
         """
-        self._script_file = dirs.logs / 'config.json'
-        self._flags = [*flags, f'--gin_script={self._script_file}']
-        self._script, self._count, self._dirs = script, workers, dirs
+        self._flags, self._script, self._count, self._dirs = list(flags), script, workers, dirs
         self._wanted = workers
         self._policy = policy or Policy()
         self._display = display or Display()
@@ -79,6 +79,7 @@ class Supervisor:
         self._record = record
         self._ledger = Ledger(dirs.path / 'ledger.jsonl')
         self._signals: list[int] = []  # that have come
+        self._newest = 0
 
     def run(self) -> int:
         """Returns the exit code: 0 finished, 2 a mistake, 75 stopped after saving, 1 failed.
@@ -100,16 +101,15 @@ class Supervisor:
                 pid=os.getpid(),
                 host=socket.gethostname(),
             )
-            self._script.save(self._script_file)
             if self._record:
                 self._record.begin()
             code = self._attempts()
             self._ledger.write('end', code=code)
             if self._record:
-                self._record.end()
-        if code == MISTAKE and not was_there and not self._newest_step():
-            # What was told before anything began leaves nothing behind.
-            shutil.rmtree(self._dirs.path, ignore_errors=True)
+                self._record.end(code)
+            if code == MISTAKE and not was_there and not self._newest_step():
+                # What was told before anything began leaves nothing behind.
+                shutil.rmtree(self._dirs.path, ignore_errors=True)
         return code
 
     def _attempts(self) -> int:
@@ -123,7 +123,7 @@ class Supervisor:
                 return {'finished': 0, 'stopped': PREEMPTED, 'mistake': MISTAKE}[outcome.kind]
             if self._signals:
                 return 1  # Stopped, but not all have saved.
-            if newest > before:
+            if newest != before:  # It may have gone back, too.
                 failures.clear()
                 self._count = self._wanted  # They may be there again.
             failures.append(outcome)
@@ -153,11 +153,14 @@ class Supervisor:
 
     def _attempt(self, first: bool) -> Outcome:
         number = self._next_number()
-        directory = self._dirs.logs / f'attempt-{number}'
-        directory.mkdir()
+        directory = self._dirs.attempt(number)
+        directory.mkdir(parents=True)
+        config = directory / 'config.json'
+        self._script.save(config)
         longest = self._read_longest()
         self._ledger.write('attempt', number=number, workers=self._count, step=self._newest_step())
-        workers = Workers(self._flags, self._count, directory, wanted=self._wanted)
+        flags = [*self._flags, f'--gin_script={config}']
+        workers = Workers(flags, self._count, directory, wanted=self._wanted)
         watch = Watch(workers.phases, longest, self._policy.patience_seconds)
         attempt = Attempt(
             number, self._restarts, workers.logs, watch, workers.codes, self._newest_step
@@ -175,9 +178,11 @@ class Supervisor:
             self._display.begin(attempt)
             outcome = follower.follow()
         finally:
-            follower.look()
-            workers.kill()
-            self._display.end()
+            try:
+                follower.look()
+            finally:
+                workers.kill()
+                self._display.end()
         if outcome.kind == 'mistake' and (taken := workers.taken_port()):
             # Between choosing it and the worker's start. The next attempt chooses others.
             reason = f'port {taken[1]} of worker {taken[0]} was taken by another process'
@@ -223,14 +228,15 @@ class Supervisor:
 
     def _next_number(self) -> int:
         """The number of the next attempt; one that left no directory keeps its number too."""
-        numbers = [int(path.name.partition('-')[2]) for path in self._dirs.logs.glob('attempt-*')]
+        numbers = self._dirs.attempts()
         numbers += [each['number'] for each in self._ledger.read() if each['event'] == 'attempt']
         return 1 + max(numbers, default=0)
 
     def _newest_step(self) -> int:
-        """The step of the newest committed checkpoint, 0 if there is none."""
-        steps = self._dirs.checkpoints.glob('step-*/manifest.json')
-        return max((int(path.parent.name[5:]) for path in steps), default=0)
+        """The step of the newest checkpoint, as far as the file system tells."""
+        with contextlib.suppress(OSError):
+            self._newest = self._dirs.newest_step()
+        return self._newest
 
     def _read_longest(self) -> dict[str, float]:
         with contextlib.suppress(OSError, ValueError):
@@ -239,9 +245,15 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _catching_signals(self) -> Iterator[None]:
+        last = -math.inf
+
         def note(number: int, frame: object) -> None:
+            nonlocal last
             del frame
-            self._signals.append(number)
+            # Who closes a terminal or stops a service may send several at once, and means one.
+            if time.monotonic() - last > _SAME_SIGNAL_SECONDS:
+                self._signals.append(number)
+            last = time.monotonic()
 
         numbers = [signal.SIGTERM, signal.SIGINT]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup

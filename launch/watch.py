@@ -150,7 +150,7 @@ class Watch:
             with open(path, 'rb') as file:
                 file.seek(self._offsets[index])
                 text = file.read()
-        except FileNotFoundError:
+        except OSError:  # Not there yet, or a file system that stalls.
             return []
         complete = text[: text.rfind(b'\n') + 1]
         self._offsets[index] += len(complete)

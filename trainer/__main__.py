@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: flags.Options) -> None:
+    if options.gin_script and options.gin_files:
+        raise ConfigError('Give either --gin_file or --gin_script, which is in place of files.')
     if options.gin_script:
         script = gin_files.load(options.gin_script, options.gin_bindings)
     else:

@@ -21,6 +21,7 @@ from absl import logging
 
 from trainer import proof
 from trainer.errors import ConfigError, WriteError
+from trainer.model_dir import STEP, numbered
 from trainer.proof import CheckpointDamaged, state_sha256
 from trainer.resume import check_unchanged
 from trainer.retention import Info, Keep, to_delete
@@ -51,6 +52,7 @@ class Checkpoints:
         asynchronous: write in a thread while training goes on.
         max_failures: so many saves in a row may fail before an error is raised, at least 1.
         writer: whether this process, holding the directory's lock, may change anything in it.
+        way_back: how many steps back from the newest one there has to be one, see `to_delete`.
         clock: seconds since the epoch.
 
     Attributes:
@@ -65,6 +67,7 @@ class Checkpoints:
         asynchronous: bool = True,
         max_failures: int = 3,
         writer: bool = True,
+        way_back: int = 0,
         clock: Callable[[], float] = time.time,
     ):
         if not isinstance(max_failures, int) or max_failures < 1:
@@ -75,6 +78,7 @@ class Checkpoints:
         self._asynchronous = asynchronous
         self._max_failures = max_failures
         self._writer = writer
+        self._way_back = way_back
         self._clock = clock
         self._thread: threading.Thread | None = None
         self._newest: int | None = None
@@ -140,12 +144,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of the committed checkpoints, ascending, without looking into them."""
-        try:
-            names = os.listdir(self.directory)
-        except FileNotFoundError:
-            return []
-        found = (re.fullmatch(r'step-(\d{8}|[1-9]\d{8,})', name) for name in names)
-        return sorted(int(match[1]) for match in found if match)
+        return [step for step, _ in numbered(self.directory, STEP)]
 
     def newest_good(self) -> int | None:
         """Returns the newest step whose checkpoint is right in every bit.
@@ -229,11 +228,11 @@ class Checkpoints:
             ) from error
 
     def go_back(self, to: int, at_most: int) -> int | None:
-        """Makes an earlier checkpoint the newest, by moving those behind it to quarantine.
+        """Makes an earlier good checkpoint the newest, by moving those behind it to quarantine.
 
         Args:
             to: the step to go back to, or before it.
-            at_most: where there is no checkpoint so early, the first one up to here will do.
+            at_most: where there is no good checkpoint so early, the first up to here will do.
 
         Returns:
             The step of that checkpoint; None, and nothing is moved, if there is none.
@@ -241,12 +240,18 @@ class Checkpoints:
         assert self._writer, 'Only the chief goes back.'
         self.wait()
         steps = self.steps()
-        early = [step for step in steps if step <= to][-1:]
-        chosen = next(iter(early or [step for step in steps if step <= at_most]), None)
-        for step in steps:
-            if chosen is not None and step > chosen:
-                self._set_aside(step)
-        return chosen
+        early = [step for step in reversed(steps) if step <= to]
+        for chosen in (*early, *(step for step in steps if to < step <= at_most)):
+            try:
+                self._loaded = (chosen, *proof.load(self.path(chosen)))
+            except CheckpointDamaged as error:
+                logging.warning('The checkpoint of step %d is damaged: %s.', chosen, error)
+                continue
+            for step in steps:
+                if step > chosen:
+                    self._set_aside(step)
+            return chosen
+        return None
 
     def clean(self) -> None:
         """Removes what killed saves and deletions have left; only under the directory's lock."""
@@ -320,7 +325,7 @@ class Checkpoints:
                 infos.append(self._info(step))
             except (CheckpointDamaged, ConfigError, OSError) as error:
                 logging.warning('Step %d is left alone: %s.', step, error)
-        for step in to_delete(infos, self._keep, self._clock()):
+        for step in to_delete(infos, self._keep, self._clock(), self._way_back):
             trash = self.directory / f'.trash-{self.path(step).name}-{os.getpid()}'
             try:
                 # A reader sees a whole checkpoint or none.

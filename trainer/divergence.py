@@ -99,6 +99,11 @@ class BadSteps:
         self._losses = collections.deque(record.get('losses', ()), _HISTORY)
         self._limit = float(record.get('limit', math.inf))
 
+    @property
+    def in_row(self) -> bool:
+        """Whether the last step was a bad one."""
+        return self._row > 0
+
     def record(self) -> dict[str, Any]:
         """Returns what a resumed run has to know, as JSON can hold it."""
         record: dict[str, Any] = {'row': self._row}

@@ -67,7 +67,8 @@ class _Share:
         gpus = tf.config.list_physical_devices('GPU')
         self.workers, self.device_type = workers, 'GPU' if gpus else 'CPU'
         devices = gin_setup.parameter('strategy.devices_per_worker')
-        self.devices = devices or len(gpus) or 1
+        # `phalanx run` shares out the GPUs of this host.
+        self.devices = devices or len(gpus) // workers or 1
         self.replicas = workers * self.devices
         self.batch_size = gin_setup.parameter('train.batch_size')
         check_batch_size(

@@ -167,10 +167,16 @@ def evaluate(
     if not follow:
         step, _ = _restore(state, checkpoints, step)
         return _evaluated(evaluation, step)
-    board = TensorBoard(ModelDir(model_dir).eval, resume_step=sys.maxsize)
+    directory = ModelDir(model_dir).eval
+    board = TensorBoard(directory, resume_step=sys.maxsize)
     done, results, deadline = -1, {}, time.monotonic() + follow_seconds
     while time.monotonic() < deadline:
-        new = [s for s in checkpoints.steps() if s > done]
+        steps = checkpoints.steps()
+        if steps and steps[-1] < done:
+            # The run has gone back; what was found beyond is of another history.
+            board.close()
+            board, done = TensorBoard(directory, resume_step=steps[-1] - 1), -1
+        new = [s for s in steps if s > done]
         if not new:
             time.sleep(_POLL_SECONDS)
             continue

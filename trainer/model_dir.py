@@ -14,6 +14,10 @@ from pathlib import Path
 
 from trainer.errors import ConfigError, WriteError
 
+# Names of what is numbered; a copy beside it has another.
+STEP = r'step-(\d{8}|[1-9]\d{8,})'
+ATTEMPT = r'attempt-(\d+)'
+
 
 class ModelDir:
     """The paths below one run's directory.
@@ -73,6 +77,33 @@ class ModelDir:
     def export(self) -> Path:
         """Exported models, one directory a step."""
         return self.path / 'export'
+
+    def newest_step(self) -> int:
+        """Returns the step of the newest committed checkpoint, 0 if there is none.
+
+        Raises:
+            OSError: the directory cannot be read.
+        """
+        return max(
+            (
+                step
+                for step, name in numbered(self.checkpoints, STEP)
+                if (self.checkpoints / name / 'manifest.json').exists()
+            ),
+            default=0,
+        )
+
+    def attempts(self) -> list[int]:
+        """Returns the numbers of the attempts that have left logs, ascending.
+
+        Raises:
+            OSError: the directory cannot be read.
+        """
+        return [number for number, _ in numbered(self.logs, ATTEMPT)]
+
+    def attempt(self, number: int) -> Path:
+        """The logs of the workers of an attempt."""
+        return self.logs / f'attempt-{number}'
 
     @property
     def config(self) -> Path:
@@ -138,7 +169,14 @@ class ModelDir:
             ConfigError: another process holds it, or the file system has no locks.
         """
         path = self.path / name
-        with open(path, 'a+', encoding='utf-8') as file:
+        try:
+            opened = open(path, 'a+', encoding='utf-8')  # noqa: SIM115, closed below
+        except PermissionError as error:
+            raise ConfigError(
+                f'{str(path)!r} may not be written by this user. Give --model_dir a directory of '
+                'your own.'
+            ) from error
+        with opened as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -163,6 +201,21 @@ class ModelDir:
                 yield
             finally:
                 file.truncate(0)
+
+
+def numbered(directory: Path, pattern: str) -> list[tuple[int, str]]:
+    """Returns number and name of all that is in a directory and has such a name, ascending.
+
+    Args:
+        directory: one that is not there holds nothing.
+        pattern: a regular expression for the whole name, whose first group is the number.
+    """
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    found = ((re.fullmatch(pattern, name), name) for name in names)
+    return sorted((int(match[1]), name) for match, name in found if match)
 
 
 def _file_in_the_way(path: str) -> str:

@@ -46,6 +46,7 @@ class Replay:
         finding: where in the forward pass something was not finite first.
         operation: the operation that was the first to go wrong, if it could be told.
         nearest: among the variables whose gradients are not finite, the one nearest to the loss.
+        rolled_back: whether this step had read other data before a roll-back.
     """
 
     step: int
@@ -61,10 +62,17 @@ class Replay:
     finding: Finding | None
     operation: Operation | None
     nearest: str | None
+    rolled_back: bool = False
 
     def __str__(self) -> str:
         begin = f'the checkpoint of step {self.start}' if self.start else 'the initial state'
-        lines = [f'step {self.step}, reached from {begin}', 'records']
+        lines = [f'step {self.step}, reached from {begin}']
+        if self.rolled_back:
+            lines.append(
+                'before a roll-back it read other records; the log of the chief names those of the '
+                'bad steps'
+            )
+        lines.append('records')
         for index, ids in enumerate(self.records):
             lines.append(f'  replica {index}: {" ".join(map(str, ids))}')
         lines += [f'loss {self.loss:.6g}', f'gradient norm {self.gradient_norm:.6g}']
@@ -214,6 +222,7 @@ def replay(
         finding=None if finite or not watch.findings else watch.findings[0],
         operation=None if finite else watch.cause(),
         nearest=_nearest_to_loss(train_step.gradients, watch.order()),
+        rolled_back=any(step * batch_size > first for first, _ in left_out.windows),
     )
 
 

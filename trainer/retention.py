@@ -65,13 +65,15 @@ class Info:
     metric: float | None = None
 
 
-def to_delete(infos: Sequence[Info], keep: Keep, now: float) -> list[int]:
+def to_delete(infos: Sequence[Info], keep: Keep, now: float, way_back: int = 0) -> list[int]:
     """Returns the steps, ascending, that no rule of `keep` wants.
 
     Args:
         infos: all usable checkpoints, in any order.
         keep: the rules.
         now: seconds since the epoch.
+        way_back: so many steps back from the newest there must be a checkpoint too, or the first
+            one before that, and some on the way there, however close to each other they are saved.
     """
     by_step = sorted(infos, key=lambda info: info.step)
     kept = set(by_step[-keep.last :])
@@ -86,5 +88,16 @@ def to_delete(infos: Sequence[Info], keep: Keep, now: float) -> list[int]:
         young = [info for info in by_step if info.created > limit]
         # The oldest of the young takes over once it has come of age.
         kept.update(old[-1:] + young[:1])
+
+    if way_back and by_step:
+        start = by_step[-1].step - way_back
+        early = [info for info in by_step if info.step <= start]
+        chosen = early[-1] if early else by_step[0]
+        kept.add(chosen)
+        for info in by_step:
+            # From old to new, so that what is chosen now is chosen later too.
+            if info.step >= chosen.step + way_back / 2:
+                chosen = info
+                kept.add(chosen)
 
     return [info.step for info in by_step if info not in kept]

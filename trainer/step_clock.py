@@ -44,12 +44,14 @@ class StepClock:
 
         Args:
             due: bool scalar: false, or what `measure_wait` has returned.
-            done: of any shape and type.
+            done: gradients, at least one.
         """
-        # A condition on one number only: one that took in all these would cost a copy of each.
+        # One number stands for all: a condition that took them all in would cost a copy of each.
+        # It is of the device that computes them, so that its way to Python waits for them there.
         with tf.control_dependencies(done):
-            due = tf.identity(due)
-        tf.cond(due, lambda: tf.numpy_function(self._work, [due], []), tf.no_op)
+            first = done[0].values if isinstance(done[0], tf.IndexedSlices) else done[0]
+            last = tf.reshape(first, [-1])[:1]
+        tf.cond(due, lambda: tf.numpy_function(self._work, [last], []), tf.no_op)
 
     def take(self, num_steps: int) -> tuple[float, float]:
         """Returns the seconds that `num_steps` steps waited and worked in all, and starts anew."""

@@ -16,6 +16,7 @@ from trainer import version
 from trainer.agreement import Agreement
 from trainer.checkpoint import Checkpoints, Keep, check_unchanged, state_sha256
 from trainer.cluster import Cluster
+from trainer.data import order
 from trainer.data.pipeline import Data, batch_spec, train_batches
 from trainer.divergence import BadSteps, Divergence, LeftOut
 from trainer.errors import Diverged, Preempted
@@ -184,6 +185,7 @@ def train(
             keep=keep,
             asynchronous=asynchronous_saves,
             writer=cluster.is_chief,
+            way_back=2 * divergence.bad_steps,
         )
 
         def take_over() -> int:
@@ -199,17 +201,22 @@ def train(
             # The batches that led to it may lie before those in which it shows.
             bad, end = diverged.first_step, diverged.end_step
             early = max(0, 2 * bad - end)
-            to = agreement.chief_does(lambda: checkpoints.go_back(early, at_most=bad) or -1)
+            phases.enter('saving', step=end)  # Which may have to be waited for.
+            to = int(agreement.chief_does(lambda: checkpoints.go_back(early, at_most=bad) or -1))
             if to < 0:
                 raise diverged
-            first = max(early, int(to)) * batch_size
+            positions = order.used(order.positions(bad, batch_size), left_out.windows)
+            num_examples = train_data.source.num_examples
+            records = order.records(positions, num_examples=num_examples, seed=seed).numpy()
             logging.warning(
-                'Steps %d to %d were bad: going back to step %d, and leaving out their data.',
+                'Steps %d to %d were bad: going back to step %d, and leaving out their data. The '
+                'records of the first of them: %s',
                 bad + 1,
                 end,
                 to,
+                ' '.join(map(str, records)),
             )
-            left_out = left_out.more(first, end * batch_size)
+            left_out = left_out.more(max(early, to) * batch_size, end * batch_size)
             phases.enter('restoring', rolled_back=end, to=to, **dataclasses.asdict(left_out))
             return left_out
 
@@ -268,6 +275,7 @@ def train(
                 batch_size=batch_size,
                 config_text=config_text,
                 sample_log=sample_log,
+                evaluates=evaluation is not None,
             )
             stack.callback(report.close)
             intervals = [
@@ -289,6 +297,7 @@ def train(
                 diverged = bad_steps.look(step - num_steps, num_steps, skipped, losses)
                 if diverged is not None:
                     report.close()
+                    del batches  # With what it has fetched ahead.
                     return go_on(roll_back(diverged, left_out))
                 report.add(totals, step - num_steps, num_steps, now - call_started)
                 phases.enter(
@@ -318,7 +327,9 @@ def train(
                     known_metrics.update({f'eval/{name}': v for name, v in values.items()})
                     report.evaluation(step, values)
                 is_candidate = keep.best > 0 and keep.metric in known_metrics
-                if saves.due(step, elapsed) or stopping or step == end or is_candidate:
+                # From amid bad steps nobody would go on.
+                wanted = (saves.due(step, elapsed) or is_candidate) and not bad_steps.in_row
+                if wanted or stopping or step == end:
                     with phases.within_steps('saving', step=step):
                         save(step)
                 if stopping and step < end:

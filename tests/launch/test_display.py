@@ -462,3 +462,26 @@ def test_a_job_in_a_terminal(tmp_path):
     assert last_state == (f'{steps + 5:,}', '100 %')
     assert final.index('\x1b[?25h') < final.index(f'finished step {steps + 5}: train/loss')
     assert final.index('checkpoint:   ') < final.index('in steps that count; `phalanx report')
+
+
+def test_a_log_that_somebody_has_deleted_is_not_quoted(job, clock, capsys):
+    shown = Display(clock=clock)
+    job.prints('the reason\n', worker=1)
+    shown.begin(job.attempt())
+    shown.quote(1, job.logs[1])
+    job.logs[0].unlink()
+    shown.quote(0, job.logs[0])
+    assert 'worker 1: the reason' in capsys.readouterr().err
+
+
+def test_a_job_that_goes_back_gets_another_estimate(job, clock, capsys):
+    shown = Display(clock=clock)
+    shown.begin(job.attempt())
+    job.compiles()
+    for step in (400, 100, 200):
+        clock.now += 100
+        job.says(STEPPING, step=step)
+        shown.show()
+    shown.end()
+    # 100 steps in 100 s since it went back, and 800 to go.
+    assert lines_of_progress(capsys.readouterr().out)[-1].endswith('ETA 0:13:20  2 workers')

@@ -77,6 +77,14 @@ from trainer.model_dir import ModelDir
             "Unknown flag --stp of phalanx replay. Did you mean 'step'? phalanx --help lists the "
             'flags.',
         ),
+        (
+            ['run', '--check_workers=4'],
+            '--check_workers is a flag of `python -m trainer`. Use `phalanx check --workers=N`.',
+        ),
+        (
+            ['check', '--gin_script=a.json'],
+            '--gin_script is a flag of `python -m trainer`. Use --gin_file.',
+        ),
         (['run', '--gin.STEPS'], '--gin.STEPS has no value. Write --gin.STEPS=VALUE.'),
     ],
 )
@@ -134,3 +142,24 @@ def test_what_cannot_be_a_model_dir_is_told_before_any_worker_starts(tmp_path, c
     argv = ['run', '--gin_file=runs/digits.gin', f'--model_dir={tmp_path}/file/run']
     assert main(argv) == 2
     assert 'is a file. Move it away' in capsys.readouterr().err
+
+
+def test_a_ledger_without_its_beginning_is_told(tmp_path, capsys):
+    (tmp_path / 'ledger.jsonl').write_text('{"time": 1, "event": "end", "code": 0}\n')
+    assert main(['status', str(tmp_path)]) == 2
+    assert 'lacks its beginning' in capsys.readouterr().err
+
+
+def test_a_reader_who_has_seen_enough_ends_it_without_a_word(tmp_path):
+    log = tmp_path / 'logs' / 'attempt-1' / 'worker-0.log'
+    log.parent.mkdir(parents=True)
+    log.write_text('a line\n' * 100_000)
+    command = f'"{sys.executable}" -m launch logs "{tmp_path}" | head -n 1'
+    done = subprocess.run(
+        ['bash', '-c', f'set -o pipefail; {command}'],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, 'a line\n', '')

@@ -40,7 +40,9 @@ train.save_every = 6
 
 
 def job(text='STEPS = 3\nimport trainer.gin_setup\n', **changes):
-    script = gin_files.Script(parts=[('a.gin', 1, text.removesuffix('\n'))], imports=[('trainer.gin_setup', 'here')])
+    script = gin_files.Script(
+        parts=[('a.gin', 1, text.removesuffix('\n'))], imports=[('trainer.gin_setup', 'here')]
+    )
     arguments = {
         'flags': ['--gin_file=a.gin'],
         'workers': 2,
@@ -65,12 +67,13 @@ def checkpoint(dirs, step, sha256='f00', **more):
 def finished(dirs, code=0, **changes):
     """Goes through a start of the launcher, without workers."""
     ledger, written = Ledger(dirs.path / 'ledger.jsonl'), record.Record(dirs, job(**changes))
+    ledger.write('job')
     written.begin()
     ledger.write('attempt', number=1)
     if code == 0:
         checkpoint(dirs, 3 + len(list(dirs.checkpoints.iterdir())))
     ledger.write('end', code=code)
-    written.end()
+    written.end(code)
     return record.read(dirs)
 
 

@@ -73,3 +73,8 @@ def test_a_dump_of_this_process_is_understood(tmp_path):
     thread.join()
     frames = [frame for frames in threads(log) for frame in frames]
     assert any(frame[2] == 'test_a_dump_of_this_process_is_understood' for frame in frames)
+
+
+def test_a_log_that_somebody_has_deleted_holds_no_stacks(tmp_path):
+    assert threads(tmp_path / 'worker-0.log') == []
+    assert blame([tmp_path / 'worker-0.log', tmp_path / 'worker-1.log']) is None

@@ -404,6 +404,26 @@ def test_reading_a_step_that_does_not_exist_names_those_that_do(two):
         Checkpoints(two).read(300)
 
 
+def test_going_back_looks_before_it_moves_anything(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=Keep(last=9))
+    save(checkpoints, 100, 200, 300, 400)
+    flip_bit(checkpoints.path(200) / DATA)
+    assert checkpoints.go_back(50, at_most=90) is None
+    assert checkpoints.steps() == [100, 200, 300, 400]
+    # The good one before the damaged one, and else the first that will do.
+    assert checkpoints.go_back(250, at_most=300) == 100
+    assert checkpoints.steps() == [100]
+    assert checkpoints.newest_good() == 100
+    assert names(tmp_path / 'quarantine') == [f'step-00000{step}' for step in (200, 300, 400)]
+
+
+def test_going_back_takes_a_later_one_where_there_is_no_earlier(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 100, 200)
+    assert checkpoints.go_back(50, at_most=150) == 100
+    assert checkpoints.steps() == [100]
+
+
 def test_only_the_writer_may_save_and_clean(two):
     reader = Checkpoints(two, writer=False)
     with pytest.raises(AssertionError):

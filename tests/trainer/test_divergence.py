@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.trainer import tiny
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoint import Checkpoints, Keep
 from trainer.data.arrays import Arrays
 from trainer.data.order import records
 from trainer.data.pipeline import Data
@@ -143,9 +143,24 @@ def test_what_was_saved_beyond_the_step_gone_back_to_is_kept_aside(make_strategy
         save_every=4, sample_log=True,
     )  # fmt: skip
     aside = tmp_path / 'checkpoints' / 'quarantine'
-    assert sorted(path.name for path in aside.iterdir()) == ['step-00000012', 'step-00000016']
+    # Nothing is saved amid bad steps, as step 16 was.
+    assert [path.name for path in aside.iterdir()] == ['step-00000012']
     assert run.step == tiny.STEPS
     assert sample_log(tmp_path)[8] == list(ids_of_step(20))
+
+
+@pytest.mark.parametrize('save_every', [1, 2, 7])
+def test_frequent_saves_do_not_push_out_what_there_is_to_go_back_to(
+    make_strategy, tmp_path, save_every
+):
+    run = tiny.run(
+        make_strategy(1), tmp_path, train_data=data(range(20, 24)), sample_log=True, eval_data=None,
+        divergence=Divergence(bad_steps=4), save_every=save_every, keep=Keep(last=2),
+    )  # fmt: skip
+    # Where they lie makes no difference: the window is the four bad steps and four before.
+    _, manifest = Checkpoints(run.checkpoint.parent, writer=False).read(tiny.STEPS)
+    assert manifest['left_out']['windows'] == [[16 * tiny.BATCH, 24 * tiny.BATCH]]
+    assert len(Checkpoints(run.checkpoint.parent, writer=False).steps()) <= 6
 
 
 def test_a_run_that_may_not_go_back_once_more_ends(make_strategy, tmp_path):

@@ -123,3 +123,15 @@ def test_the_kernel_frees_the_lock_of_a_killed_process(made):
 def test_needs_no_tensorflow():
     code = 'import sys, trainer.model_dir; assert "tensorflow" not in sys.modules'
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_copies_of_checkpoints_and_logs_are_neither(made):
+    assert (made.newest_step(), made.attempts()) == (0, [])
+    for name in ('step-00000300', 'step-00000400.bak', 'step-00000350', 'quarantine'):
+        (made.checkpoints / name).mkdir()
+        if name != 'step-00000350':  # Which is not complete.
+            (made.checkpoints / name / 'manifest.json').write_text('{}')
+    for name in ('attempt-2', 'attempt-10', 'attempt-11.bak', 'lock'):
+        (made.logs / name).mkdir()
+    assert (made.newest_step(), made.attempts()) == (300, [2, 10])
+    assert made.attempt(10) == made.logs / 'attempt-10'

@@ -70,6 +70,20 @@ def test_once_there_was_an_old_one_there_always_is(every_minutes):
         assert len(kept) <= 5
 
 
+@pytest.mark.parametrize('every', [1, 3, 10, 39, 40, 41, 100])
+def test_there_is_always_one_to_go_back_to_and_never_many_more(every):
+    kept = []
+    for step in range(every, 40 * every, every):
+        kept.append(Info(step, 0.0))
+        gone = to_delete(kept, Keep(last=2), 0.0, way_back=40)
+        kept = [info for info in kept if info.step not in gone]
+        steps = [info.step for info in kept]
+        assert len(steps) <= 6
+        if step > 40 + every:
+            # Not farther back than need be.
+            assert step - 40 - 20 - every <= max(s for s in steps if s <= step - 40)
+
+
 def test_order_of_the_argument_does_not_matter():
     assert to_delete(infos()[::-1], Keep(), now=0) == [100, 200, 300]
 

@@ -23,6 +23,7 @@ class Report:
         batch_size: global batch size.
         config_text: the configuration, for the record.
         sample_log: whether record numbers are written.
+        evaluates: whether the run evaluates by itself.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Report:
         batch_size: int,
         config_text: str,
         sample_log: bool = False,
+        evaluates: bool = True,
     ):
         self._batch_size, self._last_step = batch_size, last_step
         self._progress = Progress(last_step, step)
@@ -43,7 +45,8 @@ class Report:
             record_config(dirs.config, step, config_text)
             self._train = TensorBoard(dirs.train, resume_step=step)
             self._train.text(step, 'config', f'```\n{config_text}\n```')
-            self._eval = TensorBoard(dirs.eval, resume_step=step)
+            if evaluates:  # Or an evaluator beside the job may be writing there.
+                self._eval = TensorBoard(dirs.eval, resume_step=step)
             if sample_log:
                 self._samples = SampleLog(dirs.path, resume_step=step)
         self._start()
@@ -74,13 +77,15 @@ class Report:
         self, totals: Mapping[str, np.ndarray], steps: int, seconds: float
     ) -> dict[str, float]:
         """Returns what a launcher wants to know of a call of `TrainStep.run`, see `add`."""
-        return {
+        figures = {
             'seconds': round(seconds, 4),
             'input_seconds': round(float(totals['input_seconds']), 4),
             'work_seconds': round(float(totals['work_seconds']), 4),
-            'loss': float(totals['loss']) / max(float(totals['finite_steps']), 1.0),
             'examples_per_second': round(steps * self._batch_size / seconds, 1),
         }
+        if totals['finite_steps']:
+            figures['loss'] = float(totals['loss'] / totals['finite_steps'])
+        return figures
 
     def train(
         self,
