@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,23 +8,36 @@ import threading
 import pytest
 
 from tests.processes import environment
+from trainer.errors import Preempted
 from trainer.stop import StopRequest
 
 
 @pytest.mark.parametrize('number', StopRequest.signals)
 def test_a_signal_becomes_a_request_and_nothing_else(number):
-    with StopRequest() as stop:
+    with contextlib.suppress(Preempted), StopRequest() as stop:
         assert not stop.requested
         os.kill(os.getpid(), number)
         assert stop.requested
+        raise Preempted
+
+
+def test_a_signal_that_nobody_has_answered_is_raised_again():
+    def ends_normally():
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.requested
+
+    with pytest.raises(KeyboardInterrupt):
+        ends_normally()
 
 
 def test_the_handlers_of_before_are_back_afterwards():
     mine = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         before = [signal.getsignal(number) for number in StopRequest.signals]
-        with StopRequest():
+        with contextlib.suppress(Preempted), StopRequest():
             os.kill(os.getpid(), signal.SIGTERM)
+            raise Preempted
         assert [signal.getsignal(number) for number in StopRequest.signals] == before
         with pytest.raises(RuntimeError), StopRequest():
             raise RuntimeError
@@ -33,8 +47,9 @@ def test_the_handlers_of_before_are_back_afterwards():
 
 
 def test_the_next_run_of_the_process_has_a_request_of_its_own():
-    with StopRequest() as first:
+    with contextlib.suppress(Preempted), StopRequest() as first:
         os.kill(os.getpid(), signal.SIGTERM)
+        raise Preempted
     with StopRequest() as second:
         pass
     assert (first.requested, second.requested) == (True, False)
