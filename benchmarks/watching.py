@@ -44,14 +44,14 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, {str(pairs.CHECKOUT)!r})
-from launch.supervisor import _POLL_SECONDS
+from launch.follower import POLL_SECONDS
 from launch.watch import Watch
 
 watch = Watch([Path(sys.argv[1])], {{}}, 60.0)
 while True:
     watch.read()
     watch.stuck([int(sys.argv[2])])
-    time.sleep(_POLL_SECONDS)
+    time.sleep(POLL_SECONDS)
 """
 
 
@@ -92,6 +92,7 @@ class Run:
         """Takes one call's steps."""
         began = time.monotonic()
         totals = self._train_step.run(self._batches, steps)
+        totals.pop('skipped_steps')
         seconds = time.monotonic() - began
         self._step += steps
         self._report.add(totals, self._step - steps, steps, seconds)
