@@ -74,6 +74,7 @@ class Display:
         self._standing = Standing(clock)
         self._attempt: Attempt | None = None
         self._codes: Sequence[int | None] = ()
+        self._only: int | None = None
         self._ended = False
         self._tails: dict[int, _Tail] = {}
         self._told_at, self._told_step = -_EVERY_SECONDS, None
@@ -94,6 +95,7 @@ class Display:
         self._attempt, self._due = attempt, float('inf')
         self._codes, self._ended = attempt.codes(), False
         self._standing.begin()
+        self._only = None
         self._tails = {
             index: _Tail(log) for index, log in enumerate(attempt.logs) if self.shows(index)
         }
@@ -118,6 +120,13 @@ class Display:
         self._tell()
         self._print(self._new_lines(end=True))
 
+    def only(self, worker: int) -> None:
+        """Shows of this attempt no more than what one worker says, if that is shown at all.
+
+        What the others say when they have lost it is long, and in their logs.
+        """
+        self._only = worker
+
     def say(self, text: str) -> None:
         """Shows a message of the launcher, after the progress that it was made at."""
         self._tell()
@@ -140,6 +149,7 @@ class Display:
             f'worker {index}: {text}' if self._logs == 'all' else text
             for index, tail in self._tails.items()
             for text in tail.read(end)
+            if self._only in (None, index)
             if not (self._tells_progress and _PROGRESS.match(text))
         ]
 

@@ -105,6 +105,9 @@ class Follower:
 
     def look(self) -> None:
         """Takes in what the workers have said, and shows it."""
+        for index, code in enumerate(self._workers.codes()):
+            if code is not None and code < 0 and code not in _STOPPED:
+                self._display.only(index)
         self._watch.read()
         for told in self._watch.rollbacks:
             figures = {name: told[name] for name in ('rolled_back', 'to', 'windows')}

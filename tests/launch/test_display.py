@@ -485,3 +485,24 @@ def test_a_job_that_goes_back_gets_another_estimate(job, clock, capsys):
     shown.end()
     # 100 steps in 100 s since it went back, and 800 to go.
     assert lines_of_progress(capsys.readouterr().out)[-1].endswith('ETA 0:13:20  2 workers')
+
+
+@pytest.mark.parametrize('logs', ['chief', 'all'])
+def test_what_the_others_say_of_a_dead_worker_is_not_shown(job, clock, capsys, logs):
+    shown = Display(logs, clock=clock)
+    shown.begin(job.attempt())
+    job.prints('before\n')
+    shown.show()
+    shown.only(1)
+    job.prints('a long traceback\n')
+    job.prints('why I die\n', worker=1)
+    shown.show()
+    shown.end()
+    out = capsys.readouterr().out
+    assert 'before' in out
+    assert 'a long traceback' not in out
+    assert ('why I die' in out) == (logs == 'all')
+    shown.begin(job.attempt(2))
+    job.prints('again\n')
+    shown.end()
+    assert 'again' in capsys.readouterr().out
