@@ -130,3 +130,40 @@ def test_the_account_is_right_about_a_slow_input_and_two_kills(tmp_path, slow_wo
     assert found.seconds['down'] == pytest.approx(down, rel=0.05), told
     slept = BATCHES * BATCH_SECONDS
     assert found.seconds['input wait'] == pytest.approx(slept, rel=0.05), told
+
+
+SLOW_STEP = """
+import json
+import os
+import time
+
+import gin
+import keras
+import tensorflow as tf
+
+INDEX = json.loads(os.environ['TF_CONFIG'])['task']['index']
+
+
+@gin.register
+def slow_loss(labels, outputs):
+    def look(values):
+        if INDEX == 1:
+            time.sleep(0.05)
+        return values
+
+    labels = tf.ensure_shape(tf.numpy_function(look, [labels], labels.dtype), labels.shape)
+    return keras.losses.sparse_categorical_crossentropy(labels, outputs, from_logits=True)
+"""
+
+
+def test_the_worker_that_all_others_wait_for_is_named(tmp_path):
+    (tmp_path / 'slow_step.py').write_text(SLOW_STEP)
+    (tmp_path / 'slow_step.gin').write_text('import slow_step\nLOSS = @slow_loss\n')
+    flags = ['--mode=train', '--gin_file=slow_step.gin', '--gin.STEPS=300']
+    with Job(tmp_path / 'run', *flags, augmented=()) as job:
+        code, output = job.end()
+    assert code == 0, output
+    chief, other = account(ModelDir(job.model_dir)).work
+    assert other > 0.05
+    assert other > chief
+    assert f'Worker 1 is {other / chief:.1f} times slower than the others' in output
