@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch import stacks
+from launch.causes import likely_cause
 from launch.display import Display
 from launch.ledger import Ledger
 from launch.local import Workers
@@ -30,6 +31,8 @@ class Outcome:
     worker: int | None = None
     reason: str = ''
     log: Path | None = None
+    cause: str = ''
+    at: float = dataclasses.field(default_factory=time.time)
 
 
 class Follower:
@@ -148,7 +151,8 @@ class Follower:
         self._ledger.write('exit', worker=index, code=code)
         if code > 0 and not self._display.shows(index):
             self._display.quote(index, self._workers.logs[index])
-        return Outcome('failed', index, reason, self._workers.logs[index])
+        logs = self._workers.logs
+        return Outcome('failed', index, reason, logs[index], likely_cause(index, code, logs))
 
     def _stuck(self, stuck: Stuck) -> Outcome:
         self._workers.dump_stacks()

@@ -208,9 +208,12 @@ class Supervisor:
 
     def _give_up(self, failures: Sequence[Outcome]) -> None:
         first = failures[0]
+        at = time.strftime('%H:%M:%S', time.localtime(first.at))
         self._display.tell(
             f'giving up: {len(failures)} attempts in a row ended without a new checkpoint. The '
-            f'first of them: {first.reason}. Its log is {first.log}'
+            f'first of them, at {at}: {first.reason}. '
+            + (f'The likely cause: {first.cause.rstrip(".")}. ' if first.cause else '')
+            + f'Its log is {first.log}'
         )
         self._display.quote(first.worker or 0, first.log)
 

@@ -31,6 +31,7 @@ def test_a_job_that_always_fails_is_given_up_with_its_first_error(tmp_path):
         code, output = job.end()
     assert code == 1
     assert output.count('giving up: 2 attempts in a row ended without a new checkpoint') == 1
+    assert 'The likely cause: RuntimeError: my model is broken. Its log is' in output
     assert f'Its log is {model_dir}/logs/attempt-1/worker-' in output
     assert 'my model is broken' in output.split('giving up')[1]
     # A traceback is the worker's, never the launcher's.
