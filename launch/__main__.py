@@ -61,11 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(
                 f'{verb!r} is not a verb of phalanx ({", ".join(VERBS)}).{nearest(verb, VERBS)}'
             )
-        if verb not in ('run', 'check'):
-            return _look(verb, rest)
         if {'-h', '--help'} & set(rest):
             print(_USAGE)
             return 0
+        if verb not in ('run', 'check'):
+            return _look(verb, rest)
         return run(rest, check=verb == 'check')
     except KeyboardInterrupt:
         return 130

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from launch.ledger import Ledger, json_lines
 from trainer.model_dir import ModelDir
 
+# Of the step: so many have to be measured for a worker's pace to be told.
+_LEAST_CALLS = 10
 # In the order of the table, with what each means.
 CATEGORIES = {
     'steps': 'training that counts',
@@ -186,5 +188,5 @@ def _work(workers: Sequence[Sequence[dict]]) -> list[float]:
             for before, line in itertools.pairwise(steps)
             if line.get('work_seconds') and line['step'] > before['step']
         ]
-        medians.append(statistics.median(paces) if paces else 0.0)
+        medians.append(statistics.median(paces) if len(paces) >= _LEAST_CALLS else 0.0)
     return medians if all(medians) else []

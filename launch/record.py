@@ -80,6 +80,7 @@ class Record:
 
     def __init__(self, dirs: ModelDir, job: Job):
         self._dirs, self._job, self._began = dirs, job, 0.0
+        self._before: Mapping[str, Any] | None = None
 
     def begin(self) -> None:
         """Adds a start of the launcher.
@@ -88,6 +89,7 @@ class Record:
         """
         self._began = time.time()
         newest, old = _newest(self._dirs), _load(self._dirs)
+        self._before = old
         start = {'begun': _now(), 'from_step': newest.get('step', 0)}
         start.update(self._job.describe())
         kept = (
@@ -111,7 +113,11 @@ class Record:
         attempts = kinds.count('attempt')
         mine = kinds[::-1].index('job') if 'job' in kinds else 0
         record['starts'][-1].update(end, attempts=kinds[len(kinds) - mine :].count('attempt'))
-        self._write({**record, **end, 'attempts': attempts, 'result': _result(self._dirs)})
+        done = {**record, **end, 'attempts': attempts, 'result': _result(self._dirs)}
+        if code == ConfigError.exit_code and self._before:
+            # A slip in the flags of another start changes nothing of what the run has come to.
+            done = {**self._before, 'starts': record['starts']}
+        self._write(done)
 
     def _write(self, record: Mapping[str, Any]) -> None:
         path = self._dirs.path / NAME

@@ -12,29 +12,30 @@ from launch.account import CATEGORIES, Account, account
 from trainer.errors import ConfigError
 from trainer.model_dir import ModelDir
 
-# What takes more than this share is worth a sentence.
-_NOTABLE = 0.1
+# What takes more than this share is worth a sentence, if there is much to share.
+_NOTABLE = 0.2
+_LEAST_SECONDS = 10.0
 # Workers of one host differ by chance by less than this.
-_SLOWER = 1.3
+_SLOWER = 1.5
 
 
 def verdict(result: Account) -> list[str]:
     """Returns what stands out, in plain sentences; none if there is nothing to say."""
     seconds, sentences = result.seconds, []
-    training = seconds['steps'] + seconds['lost'] + seconds['input wait']
-    waiting = seconds['input wait'] / training if training else 0.0
-    if waiting >= _NOTABLE:
+    loop = sum(seconds[name] for name in ('steps', 'lost', 'input wait', 'saving', 'evaluation'))
+    worth = max(_NOTABLE * loop, _NOTABLE * _LEAST_SECONDS)
+    if seconds['input wait'] >= worth:
         sentences.append(
-            f'Input-bound {waiting:.0%} of the training time: so long did replicas wait for '
-            'batches. Make preprocessing and augmentation cheaper, or give them more cores.'
+            f'Input-bound {seconds["input wait"] / loop:.0%} of the time in the training loop: so '
+            'long did replicas wait for batches. Make preprocessing and augmentation cheaper, or '
+            'give them more cores.'
         )
     if slow := _slowest(result):
         sentences.append(slow)
-    saving = seconds['saving'] / training if training else 0.0
-    if saving >= _NOTABLE:
+    if seconds['saving'] >= worth:
         sentences.append(
-            f'Saving held up training for {saving:.0%} of its time. Save less often, or to a '
-            'faster disk.'
+            f'Saving held up the training loop for {seconds["saving"] / loop:.0%} of its time. '
+            'Save less often, or to a faster disk.'
         )
     spoilt = seconds['lost'] + seconds['down']
     rollbacks = sum(event['event'] == 'rollback' for event in result.events)

@@ -63,6 +63,10 @@ def run(argv: Sequence[str], *, check: bool = False) -> int:
         name = 'check_workers' if options.check_workers else 'gin_script'
         mend = 'Use `phalanx check --workers=N`.' if options.check_workers else 'Use --gin_file.'
         raise ConfigError(f'--{name} is a flag of `python -m trainer`. {mend}')
+    if not options.gin_files:
+        raise ConfigError(
+            'Which configuration? Give --gin_file=FILE, such as --gin_file=runs/digits.gin.'
+        )
     bindings = list(options.gin_bindings)
     if own.devices_per_worker is not None:
         bindings.append(f'strategy.devices_per_worker = {own.devices_per_worker}')

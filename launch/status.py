@@ -37,10 +37,14 @@ def status(dirs: ModelDir) -> str:
     if attempts:
         number = attempts[-1]['number']
         lines.append(f'attempt {number}, begun at step {attempts[-1]["step"]}')
+        ended = [e for e in events if e['event'] == 'attempt_end' and e['number'] == number]
         for index in range(attempts[-1]['workers']):
-            lines.append(
-                f'worker {index}: {_last_word(_file(dirs, number, index, "phases.jsonl"))}'
-            )
+            word = _last_word(_file(dirs, number, index, 'phases.jsonl'))
+            if ended:
+                code = ended[-1]['codes'][index]
+                word = f'ended with {code}, {word.rpartition(",")[0] or word}'
+            lines.append(f'worker {index}: {word}')
+    lines.append(f'newest checkpoint: step {dirs.newest_step()}')
     return '\n'.join(lines)
 
 
@@ -50,6 +54,8 @@ def logs(dirs: ModelDir, worker: int = 0, *, follow: bool = False) -> None:
     Raises:
         ConfigError: there is no such log.
     """
+    if not dirs.attempts():
+        Ledger(dirs.path / 'ledger.jsonl').history()  # Which says what is wrong, if no job ran.
     path = _file(dirs, max(dirs.attempts(), default=0), worker, 'log')
     if not path.exists():
         held = ', '.join(str(each.relative_to(dirs.path)) for each in dirs.logs.glob('*/*.log'))

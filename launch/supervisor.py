@@ -13,8 +13,10 @@ import random
 import shutil
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from launch.display import Attempt, Display
 from launch.follower import MISTAKE, POLL_SECONDS, PREEMPTED, Follower, Outcome
@@ -71,7 +73,7 @@ class Supervisor:
             display: what is shown of it; the default is `Display()`.
             record: where it is written down, if it is.
         """
-        self._flags, self._script, self._count, self._dirs = list(flags), script, workers, dirs
+        self._given, self._script, self._count, self._dirs = list(flags), script, workers, dirs
         self._wanted = workers
         self._policy = policy or Policy()
         self._display = display or Display()
@@ -93,11 +95,17 @@ class Supervisor:
         was_there = self._dirs.path.exists()
         self._dirs.create()
         locked = self._dirs.lock('logs/lock')
-        with locked, self._dirs.full_disk_is_told(), self._catching_signals(), self._display:
+        # Not in model_dir, whose disk may be full, and whose logs may be deleted.
+        aside = tempfile.TemporaryDirectory(prefix='phalanx-')
+        told = self._dirs.full_disk_is_told()
+        with aside as directory, locked, told, self._catching_signals(), self._display:
+            config = Path(directory) / 'config.json'
+            self._script.save(config)
+            self._flags = [*self._given, f'--gin_script={config}']
             self._ledger.write(
                 'job',
                 workers=self._count,
-                flags=self._flags,
+                flags=self._given,
                 pid=os.getpid(),
                 host=socket.gethostname(),
             )
@@ -155,12 +163,9 @@ class Supervisor:
         number = self._next_number()
         directory = self._dirs.attempt(number)
         directory.mkdir(parents=True)
-        config = directory / 'config.json'
-        self._script.save(config)
         longest = self._read_longest()
         self._ledger.write('attempt', number=number, workers=self._count, step=self._newest_step())
-        flags = [*self._flags, f'--gin_script={config}']
-        workers = Workers(flags, self._count, directory, wanted=self._wanted)
+        workers = Workers(self._flags, self._count, directory, wanted=self._wanted)
         watch = Watch(workers.phases, longest, self._policy.patience_seconds)
         attempt = Attempt(
             number, self._restarts, workers.logs, watch, workers.codes, self._newest_step

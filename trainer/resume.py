@@ -11,6 +11,17 @@ from trainer.errors import ConfigError, nearest
 FIXED = ('seed', 'global_batch_size', 'num_examples', 'data_fingerprint')
 
 
+def tell_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Logs how the topology differs from that of the checkpoint, on which the bits depend."""
+    changed = [
+        f'{name} was {then.get(name)!r}, is {now[name]!r}'
+        for name in now
+        if then.get(name) != now[name]
+    ]
+    if changed:
+        logging.warning('The bits will be other ones than before: %s.', '; '.join(changed))
+
+
 def check_unchanged(
     manifest: Mapping[str, Any], current: Mapping[str, Any], allow_changes: tuple[str, ...] = ()
 ) -> None:

@@ -26,6 +26,7 @@ from trainer.model_dir import ModelDir
 from trainer.observe import phases
 from trainer.observe.report import Report
 from trainer.preflight import check_batch_size, check_jit, check_keep, check_labels, check_loss
+from trainer.resume import tell_changes
 from trainer.state import build_state
 from trainer.step import TrainStep
 from trainer.stop import StopRequest
@@ -235,6 +236,9 @@ def train(
                 left_out = left_out or LeftOut.of(manifest)
                 bad_steps = BadSteps(divergence, manifest.get('bad_steps'))
                 logging.info('resumed at step %d from %s', step, checkpoints.path(step))
+                tell_changes(manifest['topology'], topology(strategy, cluster))
+                if step >= end:
+                    logging.info('There is nothing left to train.')
             left_out = left_out or LeftOut()
             agreement.check_same('the restored state', lambda: state_sha256(state.snapshot()))
 

@@ -103,7 +103,12 @@ def test_the_work_of_each_worker_is_its_median_a_step(dirs):
     for worker, work in ((0, 1.0), (1, 2.0)):
         path = dirs.logs / 'attempt-2' / f'worker-{worker}.phases.jsonl'
         path.unlink(missing_ok=True)
-        steps = [{'step': 60}, {'step': 70, 'work_seconds': work}]
-        steps += [{'step': 90, 'work_seconds': 2 * work}, {'step': 91, 'work_seconds': 50}]
+        steps = [{'step': 60}]
+        steps += [{'step': 60 + 10 * n, 'work_seconds': work} for n in range(1, 10)]
+        if worker:  # Of a few calls nothing is told.
+            add(path, *({'time': 80, 'phase': 'stepping', **each} for each in steps))
+            assert account(dirs).work == []
+            path.unlink()
+        steps += [{'step': 151, 'work_seconds': 50}]
         add(path, *({'time': 80, 'phase': 'stepping', **each} for each in steps))
     assert account(dirs).work == pytest.approx([0.1, 0.2])

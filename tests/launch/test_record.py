@@ -259,3 +259,10 @@ def test_a_job_is_run_again_from_its_record_alone_and_compared(tmp_path):
     assert code == 2
     assert 'has not finished (stopped)' in err
     assert not (tmp_path / 'four').exists()
+
+
+def test_a_slip_at_a_later_start_changes_nothing_of_what_a_run_has_come_to(dirs):
+    first = finished(dirs)
+    after = finished(dirs, code=2, text='a slip = 1\n')
+    assert [each['outcome'] for each in after['starts']] == ['finished', 'mistake']
+    assert {**after, 'starts': None} == {**first, 'starts': None}

@@ -23,9 +23,14 @@ def test_the_table_has_every_category_and_the_deaths(dirs):
 
 
 def test_the_verdict_says_what_stands_out_in_plain_words(dirs):
-    bound, spoilt = verdict(account(dirs))
-    assert bound.startswith('Input-bound 10% of the training time: so long did replicas wait')
-    assert spoilt.startswith('1 failure(s) cost 20 s of steps done again and of waiting.')
+    result = account(dirs)
+    assert verdict(result) == []
+    seconds = {**result.seconds, 'input wait': 20.0, 'saving': 25.0, 'lost': 20.0, 'down': 5.0}
+    bound, saving, spoilt = verdict(dataclasses.replace(result, seconds=seconds))
+    # Of 27 s of steps, 20 lost, 20 of waiting, 25 of saving and 5 of evaluation.
+    assert bound.startswith('Input-bound 21% of the time in the training loop: so long did')
+    assert saving.startswith('Saving held up the training loop for 26% of its time.')
+    assert spoilt.startswith('1 failure(s) cost 25 s of steps done again and of waiting.')
 
 
 def test_the_verdict_on_a_smooth_run_is_silence():

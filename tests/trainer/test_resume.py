@@ -1,7 +1,7 @@
 import pytest
 
 from trainer.errors import ConfigError
-from trainer.resume import check_unchanged
+from trainer.resume import check_unchanged, tell_changes
 
 NOW = {'seed': 0, 'global_batch_size': 64, 'num_examples': 1500, 'data_fingerprint': 'abc'}
 THEN = {**NOW, 'step': 400}
@@ -50,3 +50,14 @@ def test_a_bare_string_is_one_name():
 def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match=r"names 'sed'.*Did you mean 'seed'"):
         check_unchanged(THEN, NOW, ('sed',))
+
+
+def test_another_topology_is_told_because_the_bits_depend_on_it(caplog):
+    then = {'replicas': 2, 'kind': 'multi_worker', 'onednn': True}
+    tell_changes(then, then)
+    assert not caplog.records
+    tell_changes(then, {**then, 'replicas': 1, 'kind': 'one_device'})
+    assert caplog.records[0].getMessage() == (
+        "The bits will be other ones than before: replicas was 2, is 1; kind was 'multi_worker', "
+        "is 'one_device'."
+    )
