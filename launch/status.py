@@ -40,8 +40,9 @@ def status(dirs: ModelDir) -> str:
         ended = [e for e in events if e['event'] == 'attempt_end' and e['number'] == number]
         for index in range(attempts[-1]['workers']):
             word = _last_word(_file(dirs, number, index, 'phases.jsonl'))
-            if ended:
-                code = ended[-1]['codes'][index]
+            codes = ended[-1].get('codes', ()) if ended else ()
+            if index < len(codes):
+                code = codes[index]
                 word = f'ended with {code}, {word.rpartition(",")[0] or word}'
             lines.append(f'worker {index}: {word}')
     lines.append(f'newest checkpoint: step {dirs.newest_step()}')
