@@ -111,8 +111,8 @@ class Record:
         }
         kinds = [each['event'] for each in events]
         attempts = kinds.count('attempt')
-        mine = kinds[::-1].index('job') if 'job' in kinds else 0
-        record['starts'][-1].update(end, attempts=kinds[len(kinds) - mine :].count('attempt'))
+        begun = max((index for index, kind in enumerate(kinds) if kind == 'job'), default=0)
+        record['starts'][-1].update(end, attempts=kinds[begun:].count('attempt'))
         done = {**record, **end, 'attempts': attempts, 'result': _result(self._dirs)}
         if code == ConfigError.exit_code and self._before:
             # A slip in the flags of another start changes nothing of what the run has come to.
@@ -160,9 +160,10 @@ def _load(dirs: ModelDir) -> dict[str, Any] | None:
 
 def _newest(dirs: ModelDir) -> dict[str, Any]:
     """The manifest of the newest checkpoint, empty without one."""
-    for path in sorted(dirs.checkpoints.glob('step-*/manifest.json'), reverse=True):
-        with contextlib.suppress(OSError, ValueError):
-            return dict(json.loads(path.read_text(encoding='utf-8')))
+    with contextlib.suppress(OSError):
+        for path in reversed(dirs.manifests().values()):
+            with contextlib.suppress(OSError, ValueError):
+                return dict(json.loads(path.read_text(encoding='utf-8')))
     return {}
 
 

@@ -99,9 +99,9 @@ def _config(dirs: ModelDir, step: int) -> tuple[int, Path]:
 def _topology(dirs: ModelDir, step: int) -> dict[str, Any]:
     """What the replicas were when a step was taken; of a run without checkpoints, what is known."""
     found = {}
-    for path in dirs.checkpoints.glob('step-*/manifest.json'):
+    for saved, path in dirs.manifests().items():
         with contextlib.suppress(OSError, ValueError, KeyError):
-            found[int(path.parent.name[5:])] = json.loads(path.read_text())['topology']
+            found[saved] = json.loads(path.read_text())['topology']
     if found:
         # The next checkpoint is the work of the attempt that took the step, the one before
         # perhaps of another.

@@ -224,9 +224,8 @@ class Supervisor:
 
     def _fewer(self) -> int:
         """The next smaller number of workers that can share the global batch equally, or 0."""
-        path = self._dirs.checkpoints / f'step-{self._newest_step():08d}' / 'manifest.json'
         try:
-            manifest = json.loads(path.read_text())
+            manifest = json.loads(self._dirs.manifests()[self._newest_step()].read_text())
             each = manifest['topology']['replicas_per_worker']
             batch = manifest['global_batch_size']
         except (OSError, ValueError, KeyError):
@@ -261,7 +260,7 @@ class Supervisor:
             # Who closes a terminal or stops a service may send several at once, and means one.
             if time.monotonic() - last > _SAME_SIGNAL_SECONDS:
                 self._signals.append(number)
-            last = time.monotonic()
+                last = time.monotonic()
 
         numbers = [signal.SIGTERM, signal.SIGINT]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup

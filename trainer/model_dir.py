@@ -78,20 +78,25 @@ class ModelDir:
         """Exported models, one directory a step."""
         return self.path / 'export'
 
+    def manifests(self) -> dict[int, Path]:
+        """Returns the manifest of each committed checkpoint by its step, ascending; unread.
+
+        Raises:
+            OSError: the directory cannot be read.
+        """
+        found = {
+            step: self.checkpoints / name / 'manifest.json'
+            for step, name in numbered(self.checkpoints, STEP)
+        }
+        return {step: path for step, path in found.items() if path.exists()}
+
     def newest_step(self) -> int:
         """Returns the step of the newest committed checkpoint, 0 if there is none.
 
         Raises:
             OSError: the directory cannot be read.
         """
-        return max(
-            (
-                step
-                for step, name in numbered(self.checkpoints, STEP)
-                if (self.checkpoints / name / 'manifest.json').exists()
-            ),
-            default=0,
-        )
+        return max(self.manifests(), default=0)
 
     def attempts(self) -> list[int]:
         """Returns the numbers of the attempts that have left logs, ascending.

@@ -223,7 +223,6 @@ def train(
 
         def go_on(left_out: LeftOut | None = None) -> Result:
             """From the newest good checkpoint to the end."""
-            phases.enter('restoring')
             step = int(agreement.chief_does(lambda: checkpoints.newest_good() or 0))
             end = last_step if max_steps is None else min(last_step, step + max_steps)
             known_metrics: dict[str, float] = {}

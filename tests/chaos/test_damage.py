@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import subprocess
 
 import pytest
 import tensorflow as tf  # noqa: F401 (devices are fixed before the first test)
 
+from tests import disks
 from trainer.__main__ import main
 
 pytestmark = pytest.mark.chaos
@@ -176,17 +176,8 @@ def test_evaluation_and_export_take_the_newest_good_checkpoint_and_move_nothing(
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 200 KB."""
-    mount = tmp_path / 'small'
-    mount.mkdir()
-    command = ['mount', '-t', 'tmpfs', '-o', 'size=200k', 'tmpfs', str(mount)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip('this user may not mount a file system')
-    try:
+    with disks.small_disk(tmp_path / 'small', '200k') as mount:
         yield mount
-    finally:
-        subprocess.run(['umount', '--lazy', str(mount)], check=True)
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_one_message_and_what_was_saved_is_good(

@@ -3,10 +3,10 @@
 import json
 import shutil
 import socket
-import subprocess
 
 import pytest
 
+from tests import disks
 from tests.chaos.jobs import Job, bits, ledger, processes_of
 
 pytestmark = pytest.mark.chaos
@@ -42,17 +42,8 @@ def test_a_job_that_always_fails_is_given_up_with_its_first_error(tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 1 MB."""
-    mount = tmp_path / 'small'
-    mount.mkdir()
-    command = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(mount)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip('this user may not mount a file system')
-    try:
+    with disks.small_disk(tmp_path / 'small', '1m') as mount:
         yield mount
-    finally:
-        subprocess.run(['umount', '--lazy', str(mount)], check=True)
 
 
 def test_a_disk_that_fills_up_is_told_and_the_job_goes_on_when_there_is_space(

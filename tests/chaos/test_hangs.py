@@ -104,6 +104,7 @@ def test_a_worker_that_hangs_is_found_with_what_it_hangs_in(tmp_path, kind, work
     (stuck,) = ledger(model_dir, 'stuck')
     assert (stuck['worker'], stuck['phase']) == (worker, phase), output
     assert stuck['where'].endswith(where)
+    assert bool(stuck['where']) == bool(where)
     assert stuck['time'] - began < stuck['allowed'] + 30
 
 

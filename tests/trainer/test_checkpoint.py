@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import disks
 from trainer import checkpoint, proof
 from trainer.checkpoint import (
     CheckpointDamaged,
@@ -507,13 +508,8 @@ def test_close_raises_when_the_last_save_failed(tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 4 MB."""
-    path = tmp_path / 'disk'
-    path.mkdir()
-    mount = ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'phalanx-test', str(path)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip('mounting a small file system needs root')
-    yield path
-    subprocess.run(['umount', str(path)], check=True)
+    with disks.small_disk(tmp_path / 'small', '4m') as mount:
+        yield mount
 
 
 @pytest.mark.parametrize('size', [1_500_000, 800_000])  # 6 MB at once; 3.2 MB after 1.6 MB.
