@@ -48,6 +48,13 @@ class WriteError(RuntimeError):
     exit_code = 1
 
 
+class BadRecord(ValueError):
+    """A record of the data is damaged. Raised where records are read; says what is wrong with it.
+
+    TensorFlow turns it into InvalidArgumentError, which its own operations raise for the same.
+    """
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the name most like `name`, or '' when none is close."""
     # What differs in case alone is the nearest there is.

@@ -207,8 +207,7 @@ def train(
             if to < 0:
                 raise diverged
             positions = order.used(order.positions(bad, batch_size), left_out.windows)
-            num_examples = train_data.source.num_examples
-            records = order.records(positions, num_examples=num_examples, seed=seed).numpy()
+            records = train_data.source.records(positions, seed=seed).numpy()
             logging.warning(
                 'Steps %d to %d were bad: going back to step %d, and leaving out their data. The '
                 'records of the first of them: %s',

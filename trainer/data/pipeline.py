@@ -70,11 +70,9 @@ def train_batches(
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
         raise ConfigError(f'The seed is {seed!r}; it must be a whole number from 0 to 2**31 - 1.')
     _check_batch_size(global_batch_size, strategy)
-    num_examples = data.source.num_examples
 
     def ids_at(positions: tf.Tensor) -> tf.Tensor:
-        positions = order.used(positions, left_out)
-        return order.records(positions, num_examples=num_examples, seed=seed)
+        return data.source.records(order.used(positions, left_out), seed=seed)
 
     def batch(positions: tf.Tensor, ids: tf.Tensor) -> Features:
         features = _fetch(data, ids)

@@ -4,6 +4,8 @@ import abc
 
 import tensorflow as tf
 
+from trainer.data import order
+
 Features = dict[str, tf.Tensor]
 
 
@@ -17,6 +19,9 @@ class Source(abc.ABC):
     * Record i always holds the same bits; sources neither shuffle, augment nor repeat.
     * `fetch` is called while a graph is traced, and its graph runs on the host, in several
       threads at once and far more often than it is traced.
+    * A damaged record makes the whole `fetch` fail, by `BadRecord` where Python reads, or by the
+      error of the operation that cannot decode it. Its neighbours, fetched without it, do not.
+      Files out of reach are another matter, and raise OSError.
     """
 
     @property
@@ -44,6 +49,22 @@ class Source(abc.ABC):
         Returns:
             For each feature of `element_spec` a tensor [B, ...], row j from record indices[j].
         """
+
+    def records(self, positions: tf.Tensor, *, seed: int) -> tf.Tensor:
+        """Returns which record each position of training reads; here every epoch a permutation.
+
+        Args:
+            positions: int64 [B], see `order`.
+            seed: of the run.
+
+        Returns:
+            int64 [B], in [0, num_examples). It depends on nothing but the arguments.
+        """
+        return order.records(positions, num_examples=self.num_examples, seed=seed)
+
+    def where(self, index: int) -> str:
+        """Returns where a record lies, for messages: the file and what finds it therein."""
+        return f'record {index}'
 
     def bounds(self, feature: str) -> tuple[float, float] | None:
         """Returns the least and greatest value of a feature, or None if they are not known.

@@ -1,0 +1,161 @@
+"""Files wherever they lie: paths of this machine, or URLs such as s3://bucket/train-*.tfrecord."""
+
+import functools
+import glob
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from trainer.errors import ConfigError, nearest
+
+# Files held open for positional reads; more are opened again when they are needed.
+_OPEN_FILES = 256
+
+
+class Stat(NamedTuple):
+    """What tells whether a file is the one it was.
+
+    Attributes:
+        size: in bytes.
+        version: changes when the contents do: the time of the last change, or the store's tag.
+    """
+
+    size: int
+    version: str
+
+
+class Range(NamedTuple):
+    """A part of a file: `length` bytes from byte `offset` on."""
+
+    path: str
+    offset: int
+    length: int
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is a URL, which fsspec reads, and not one of this machine."""
+    return '://' in path
+
+
+def expand(paths: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns the files of one or several paths or glob patterns, each pattern's in order of names.
+
+    Raises:
+        ConfigError: a path or pattern matches no file.
+    """
+    found: list[str] = []
+    for pattern in [paths] if isinstance(paths, str) else paths:
+        if is_url(pattern):
+            from trainer.data import remote
+
+            matches = remote.expand(pattern)
+        else:
+            pattern = os.path.expanduser(pattern)
+            plain = not glob.has_magic(pattern) or os.path.exists(pattern)
+            matches = [pattern] if plain else sorted(glob.glob(pattern, recursive=True))
+            matches = [path for path in matches if os.path.isfile(path)]
+        if not matches:
+            there = [] if is_url(pattern) else map(str, Path(pattern).parent.glob('*'))
+            raise ConfigError(f'There is no data file {pattern!r}.{nearest(pattern, there)}')
+        found += matches
+    if len(set(found)) < len(found):
+        twice = next(path for path in found if found.count(path) > 1)
+        raise ConfigError(f'The data file {twice!r} is named twice.')
+    return tuple(found)
+
+
+def stat(path: str) -> Stat:
+    """Returns the size and version of a file.
+
+    Raises:
+        OSError: it cannot be reached.
+    """
+    if is_url(path):
+        from trainer.data import remote
+
+        return remote.stat(path)
+    result = os.stat(path)
+    return Stat(result.st_size, str(result.st_mtime_ns))
+
+
+def read(path: str, offset: int = 0, length: int | None = None) -> bytes:
+    """Returns part of a file, or all of it; fewer bytes than asked for only at its end.
+
+    Raises:
+        OSError: it cannot be read; of a URL, after several tries.
+    """
+    if length is None:
+        length = stat(path).size - offset
+    return read_ranges([Range(path, offset, length)])[0]
+
+
+def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
+    """Returns parts of files, read side by side where that is worth it.
+
+    Raises:
+        OSError: one cannot be read; of a URL, after several tries.
+    """
+    if any(is_url(each.path) for each in ranges):
+        from trainer.data import remote
+
+        return remote.read_ranges(ranges)
+    return [_opened.read(each) for each in ranges]
+
+
+def fingerprint(path: str, edge: int = 2**16) -> str:
+    """Returns a sha256, in hex digits, over size, beginning and end of a file, `edge` bytes each.
+
+    It tells files apart without reading all of them; two that differ only in between are equal.
+    """
+    size = stat(path).size
+    parts = [Range(path, 0, min(edge, size)), Range(path, max(0, size - edge), min(edge, size))]
+    return hashlib.sha256(b'%d\n' % size + b''.join(read_ranges(parts))).hexdigest()
+
+
+class _Descriptors:
+    """Descriptors of the files read last, shared by all threads."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._descriptors: OrderedDict[str, _Descriptor] = OrderedDict()
+
+    def read(self, part: Range) -> bytes:
+        descriptor = self._descriptor(part.path)
+        content = os.pread(descriptor.number, part.length, part.offset)
+        while len(content) < part.length:  # At the end, or more than one call may return.
+            more = os.pread(
+                descriptor.number, part.length - len(content), part.offset + len(content)
+            )
+            if not more:
+                break
+            content += more
+        return content
+
+    def _descriptor(self, path: str) -> '_Descriptor':
+        with self._lock:
+            if path not in self._descriptors:
+                self._descriptors[path] = _Descriptor(path)
+                if len(self._descriptors) > _OPEN_FILES:
+                    self._descriptors.popitem(last=False)
+            self._descriptors.move_to_end(path)
+            return self._descriptors[path]
+
+
+class _Descriptor:
+    """Closed when the last one who reads by it lets go of it."""
+
+    def __init__(self, path: str):
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self, close=os.close):
+        if self.number >= 0:
+            close(self.number)
+
+
+_opened = _Descriptors()
+os.register_at_fork(after_in_child=functools.partial(_Descriptors.__init__, _opened))

@@ -1,0 +1,88 @@
+"""What is computed once from data files and kept beside them: indices, columns, tokens.
+
+It lies in `.phalanx/` beside the first of the files or, where that cannot be written or is a URL,
+in the user's cache directory (`PHALANX_CACHE`, or ~/.cache/phalanx).
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from absl import logging
+
+from trainer.data import files
+
+
+def keep(
+    what: str, paths: Sequence[str], build: Callable[[Path], None], settings: str = ''
+) -> Path:
+    """Returns the directory of what `build` makes of files; it is called once for all processes.
+
+    It is made anew when a file's size or version has changed, and what was made of the files as
+    they were is deleted, which readers that have it open do not feel.
+
+    Args:
+        what: a name, with a version number that changes with the format: 'tfrecord-index-1'.
+        paths: the files it is made of.
+        build: fills the empty directory that it is given. What it raises is passed on.
+        settings: whatever else the result depends on.
+    """
+    stats = [files.stat(path) for path in paths]
+    names = _digest([what, settings, *paths])[:16]
+    version = _digest([f'{s.size} {s.version}' for s in stats])[:16]
+    home = _home(paths[0])
+    target = home / f'{what}-{names}-{version}'
+    if not target.is_dir():
+        with _lock(home / f'{what}-{names}.lock'):
+            if not target.is_dir():  # Else another process has built it meanwhile.
+                logging.info('building %s, once', target)
+                _build(target, build)
+                for old in home.glob(f'{what}-{names}-*'):
+                    if old != target:
+                        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _build(target: Path, build: Callable[[Path], None]) -> None:
+    aside = Path(tempfile.mkdtemp(prefix='.tmp-', dir=target.parent))
+    try:
+        build(aside)
+        for file in aside.iterdir():
+            with open(file, 'rb+') as opened:
+                os.fsync(opened.fileno())
+        os.chmod(aside, 0o755)
+        os.rename(aside, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _home(path: str) -> Path:
+    if not files.is_url(path):
+        home = Path(path).resolve().parent / '.phalanx'
+        with contextlib.suppress(OSError):
+            home.mkdir(exist_ok=True)
+            if os.access(home, os.W_OK):
+                return home
+    cache = os.environ.get('PHALANX_CACHE') or Path.home() / '.cache' / 'phalanx'
+    home = Path(cache) / _digest([os.path.dirname(path)])[:16]
+    home.mkdir(parents=True, exist_ok=True)
+    return home
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with open(path, 'w', encoding='utf-8') as file:
+        # Where the file system has no locks, several processes build the same.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _digest(parts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()
