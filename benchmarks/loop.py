@@ -25,7 +25,8 @@ import tensorflow as tf
 from trainer.cluster import Cluster
 from trainer.data.arrays import Arrays
 from trainer.data.augment import scale_images
-from trainer.data.pipeline import Data, train_batches
+from trainer.data.batch import Data
+from trainer.data.pipeline import train_batches
 from trainer.models.cnn import cnn
 from trainer.state import build_state
 from trainer.step import TrainStep

@@ -110,7 +110,8 @@ def phalanx_worker(addresses: list[str], index: int, batch_size: int) -> Callabl
     from trainer.cluster import Cluster
     from trainer.data.arrays import Arrays
     from trainer.data.augment import scale_images
-    from trainer.data.pipeline import Data, batch_spec, train_batches
+    from trainer.data.batch import Data, batch_spec
+    from trainer.data.pipeline import train_batches
     from trainer.models.cnn import cnn
     from trainer.state import build_state
     from trainer.step import TrainStep

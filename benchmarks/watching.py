@@ -25,7 +25,8 @@ from trainer.agreement import Agreement
 from trainer.cluster import Cluster
 from trainer.data.arrays import Arrays
 from trainer.data.augment import scale_images
-from trainer.data.pipeline import Data, train_batches
+from trainer.data.batch import Data
+from trainer.data.pipeline import train_batches
 from trainer.model_dir import ModelDir
 from trainer.observe import phases
 from trainer.observe.report import Report

@@ -20,7 +20,7 @@ _PUBLIC = {
     'Checkpoints': 'checkpoint',
     'Cluster': 'cluster',
     'ConfigError': 'errors',
-    'Data': 'data.pipeline',
+    'Data': 'data.batch',
     'Diverged': 'errors',
     'Keep': 'checkpoint',
     'ModelDir': 'model_dir',

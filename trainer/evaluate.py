@@ -10,7 +10,8 @@ import tensorflow as tf
 from absl import logging
 
 from trainer.checkpoint import Checkpoints
-from trainer.data.pipeline import Data, batch_spec, eval_batches
+from trainer.data.batch import Data, batch_spec
+from trainer.data.pipeline import eval_batches
 from trainer.errors import ConfigError
 from trainer.model_dir import ModelDir
 from trainer.observe import phases

@@ -16,7 +16,7 @@ import keras
 
 from trainer import gin_checks, gin_files
 from trainer.data import arrays, augment, digits, idx
-from trainer.data.pipeline import Data
+from trainer.data.batch import Data
 from trainer.divergence import Divergence
 from trainer.errors import ConfigError
 from trainer.evaluate import evaluate as _evaluate

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from trainer.data.pipeline import Data
+from trainer.data.batch import Data
 from trainer.errors import ConfigError, nearest
 from trainer.retention import Keep
 from trainer.sums import MetricSums

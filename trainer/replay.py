@@ -13,7 +13,8 @@ from absl import logging
 
 from trainer import proof
 from trainer.checkpoint import CheckpointDamaged, Checkpoints, check_unchanged, state_sha256
-from trainer.data.pipeline import Data, batch_spec, train_batches
+from trainer.data.batch import Data, batch_spec
+from trainer.data.pipeline import train_batches
 from trainer.debugger import in_debugger
 from trainer.divergence import LeftOut
 from trainer.errors import ConfigError

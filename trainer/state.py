@@ -203,7 +203,7 @@ def build_model(
 
     Args:
         model: a function or class that returns a `keras.Model` when called without arguments.
-        inputs_spec: spec of a batch of inputs, 'inputs' of `trainer.data.pipeline.batch_spec`.
+        inputs_spec: spec of a batch of inputs, 'inputs' of `trainer.data.batch.batch_spec`.
         precision: 'float32', 'bfloat16' or 'float16', what the layers compute in.
         seed: makes the initial weights.
         strategy: where the variables live; None for an ordinary model outside any strategy.

@@ -17,7 +17,8 @@ from trainer.agreement import Agreement
 from trainer.checkpoint import Checkpoints, Keep, check_unchanged, state_sha256
 from trainer.cluster import Cluster
 from trainer.data import order
-from trainer.data.pipeline import Data, batch_spec, train_batches
+from trainer.data.batch import Data, batch_spec
+from trainer.data.pipeline import train_batches
 from trainer.divergence import BadSteps, Divergence, LeftOut
 from trainer.errors import Diverged, Preempted
 from trainer.evaluate import Evaluation

@@ -17,7 +17,7 @@ def cases():
     import numpy as np
 
     from trainer.data.arrays import Arrays
-    from trainer.data.pipeline import Data
+    from trainer.data.batch import Data
 
     layers = keras.layers
     rng = np.random.default_rng(0)
@@ -80,7 +80,8 @@ def run(strategy, name):
     import keras
     import numpy as np
 
-    from trainer.data.pipeline import batch_spec, train_batches
+    from trainer.data.batch import batch_spec
+    from trainer.data.pipeline import train_batches
     from trainer.state import build_state
     from trainer.step import TrainStep
 

@@ -9,8 +9,8 @@ import pytest
 from tests.trainer import tiny
 from trainer.checkpoint import Checkpoints, Keep
 from trainer.data.arrays import Arrays
+from trainer.data.batch import Data
 from trainer.data.order import records
-from trainer.data.pipeline import Data
 from trainer.divergence import BadSteps, Divergence
 from trainer.errors import ConfigError, Diverged
 

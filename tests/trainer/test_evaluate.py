@@ -23,7 +23,8 @@ from tests.trainer.training import (
 )
 from trainer.checkpoint import Checkpoints
 from trainer.data.arrays import Arrays
-from trainer.data.pipeline import Data, batch_spec, eval_batches
+from trainer.data.batch import Data, batch_spec
+from trainer.data.pipeline import eval_batches
 from trainer.errors import ConfigError
 from trainer.evaluate import EvalStep, Evaluation, evaluate
 from trainer.state import build_state

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.data.arrays import Arrays
-from trainer.data.pipeline import Data
+from trainer.data.batch import Data
 from trainer.errors import ConfigError, nearest
 from trainer.preflight import check_batch_size, check_jit, check_labels, check_loss
 

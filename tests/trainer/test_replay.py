@@ -11,7 +11,7 @@ from tests.trainer.test_divergence import data as poisoned
 from trainer.checkpoint import Checkpoints
 from trainer.data import order
 from trainer.data.arrays import Arrays
-from trainer.data.pipeline import Data
+from trainer.data.batch import Data
 from trainer.divergence import Divergence
 from trainer.errors import ConfigError
 from trainer.replay import replay

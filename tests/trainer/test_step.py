@@ -29,7 +29,7 @@ from tests.trainer.training import (
 from trainer import step as step_module
 from trainer.data import order
 from trainer.data.arrays import Arrays
-from trainer.data.pipeline import Data
+from trainer.data.batch import Data
 from trainer.errors import ConfigError
 
 layers = keras.layers

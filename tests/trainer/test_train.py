@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tests.trainer import tiny
 from trainer.checkpoint import Checkpoints, Keep
-from trainer.data.pipeline import Data
+from trainer.data.batch import Data
 from trainer.divergence import Divergence
 from trainer.errors import ConfigError, Diverged, Preempted
 from trainer.stop import StopRequest

@@ -15,7 +15,7 @@ from trainer.checkpoint import Keep
 from trainer.cluster import Cluster
 from trainer.data.arrays import Arrays
 from trainer.data.augment import random_shift, scale_images
-from trainer.data.pipeline import Data
+from trainer.data.batch import Data
 from trainer.train import train
 
 CLASSES = 3

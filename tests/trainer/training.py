@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from trainer.checkpoint import state_sha256
 from trainer.data.arrays import Arrays
-from trainer.data.pipeline import Data, batch_spec, train_batches
+from trainer.data.batch import Data, batch_spec
+from trainer.data.pipeline import train_batches
 from trainer.state import build_state
 from trainer.step import TrainStep
 

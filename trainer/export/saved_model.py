@@ -20,7 +20,7 @@ import tensorflow as tf
 from absl import logging
 
 from trainer.checkpoint import Checkpoints
-from trainer.data.pipeline import Data, batch_spec, model_inputs, raw_spec
+from trainer.data.batch import Data, batch_spec, model_inputs, raw_spec
 from trainer.export import verify
 from trainer.model_dir import ModelDir
 from trainer.state import State, build_model

@@ -10,15 +10,9 @@ import tensorflow as tf
 
 from trainer.data import augment, order
 from trainer.data.arrays import Arrays
+from trainer.data.batch import Data, batch_spec, model_inputs, raw_spec
 from trainer.data.digits import digits
-from trainer.data.pipeline import (
-    Data,
-    batch_spec,
-    eval_batches,
-    model_inputs,
-    raw_spec,
-    train_batches,
-)
+from trainer.data.pipeline import eval_batches, train_batches
 from trainer.errors import ConfigError
 
 BATCH = 8

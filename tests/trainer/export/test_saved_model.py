@@ -13,7 +13,7 @@ from tests.processes import environment
 from tests.trainer import tiny
 from trainer.checkpoint import Checkpoints
 from trainer.data.arrays import Arrays
-from trainer.data.pipeline import Data, batch_spec, model_inputs, raw_spec
+from trainer.data.batch import Data, batch_spec, model_inputs, raw_spec
 from trainer.export import verify
 from trainer.export.saved_model import export
 from trainer.models.mlp import mlp
