@@ -5,8 +5,13 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from trainer.data import order
 from trainer.data.source import Features, Source
 from trainer.errors import ConfigError, nearest
+
+# What makes the batch of a replica: positions and record numbers, both int64 [B / R], to the dict
+# that its step gets. It depends on nothing else, so it can be computed anywhere, and again.
+Batch = Callable[[tf.Tensor, tf.Tensor], Features]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,39 @@ class Data:
     weight: str | None = None
     preprocess: Callable[[Features], Features] | None = None
     augment: Callable[[Features, tf.Tensor], Features] | None = None
+
+
+def train_batch(data: Data, *, seed: int) -> Batch:
+    """Returns what makes batches of training: `inputs`, `labels`, `ids`, `weights` if there are.
+
+    Args:
+        data: What to read.
+        seed: Of augmentation, in [0, 2**31).
+    """
+
+    def batch(positions: tf.Tensor, ids: tf.Tensor) -> Features:
+        features = fetch(data, ids)
+        if data.augment is not None:
+            seeds = order.example_seeds(positions, seed=seed)
+            features = checked(data.augment(dict(features), seeds), ids.shape[0], 'augment')
+        return {**model_batch(data, features), 'ids': ids}
+
+    return batch
+
+
+def eval_batch(data: Data) -> Batch:
+    """Returns what makes batches of evaluation: as in training, without `augment`, with `weights`.
+
+    An `ids` of -1 is padding, of weight 0.
+    """
+
+    def batch(positions: tf.Tensor, ids: tf.Tensor) -> Features:
+        del positions
+        result = model_batch(data, fetch(data, tf.maximum(ids, 0)))
+        weights = result.get('weights', tf.ones_like(ids, tf.float32))
+        return {**result, 'ids': ids, 'weights': tf.where(ids >= 0, weights, 0.0)}
+
+    return batch
 
 
 def batch_spec(data: Data) -> dict:

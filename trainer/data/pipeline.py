@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 
 from trainer.data import order
-from trainer.data.batch import Data, batch_spec, checked, fetch, model_batch
-from trainer.data.source import Features
+from trainer.data.batch import Batch, Data, batch_spec, eval_batch, train_batch
 from trainer.errors import ConfigError
 
 
@@ -44,17 +43,12 @@ def train_batches(
         raise ConfigError(f'The seed is {seed!r}; it must be a whole number from 0 to 2**31 - 1.')
     _check_batch_size(global_batch_size, strategy)
 
-    def ids_at(positions: tf.Tensor) -> tf.Tensor:
-        return data.source.records(order.used(positions, left_out), seed=seed)
+    def read_at(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        positions = order.used(positions, left_out)
+        return positions, data.source.records(positions, seed=seed)
 
-    def batch(positions: tf.Tensor, ids: tf.Tensor) -> Features:
-        features = fetch(data, ids)
-        if data.augment is not None:
-            seeds = order.example_seeds(order.used(positions, left_out), seed=seed)
-            features = checked(data.augment(dict(features), seeds), ids.shape[0], 'augment')
-        return {**model_batch(data, features), 'ids': ids}
-
-    return _distribute(data, strategy, global_batch_size, start_step, ids_at, batch)
+    batch = train_batch(data, seed=seed)
+    return _distribute(data, strategy, global_batch_size, start_step, read_at, batch)
 
 
 def eval_batches(
@@ -82,17 +76,38 @@ def eval_batches(
     num_examples = data.source.num_examples
     num_steps = -(-num_examples // global_batch_size)
 
-    def ids_at(positions: tf.Tensor) -> tf.Tensor:
+    def read_at(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         in_pass = positions % (num_steps * global_batch_size)
-        return tf.where(in_pass < num_examples, in_pass, -1)
+        return positions, tf.where(in_pass < num_examples, in_pass, -1)
 
-    def batch(positions: tf.Tensor, ids: tf.Tensor) -> Features:
-        del positions
-        result = model_batch(data, fetch(data, tf.maximum(ids, 0)))
-        weights = result.get('weights', tf.ones_like(ids, tf.float32))
-        return {**result, 'ids': ids, 'weights': tf.where(ids >= 0, weights, 0.0)}
+    batch = eval_batch(data)
+    return _distribute(data, strategy, global_batch_size, 0, read_at, batch), num_steps
 
-    return _distribute(data, strategy, global_batch_size, 0, ids_at, batch), num_steps
+
+def shares(
+    numbers: tf.Tensor,
+    *,
+    global_batch_size: int,
+    num_replicas: int,
+    num_local: int,
+    first_replica: int,
+) -> tf.Tensor:
+    """Returns the positions that a worker reads for its replicas, one row per step and replica.
+
+    Args:
+        numbers: int64 [n], of the worker's rows: replica after replica, step after step.
+        global_batch_size: Examples in a step over all replicas, B.
+        num_replicas: Of all workers, R.
+        num_local: Replicas of this worker.
+        first_replica: The first of them.
+
+    Returns:
+        int64 [n, B / R].
+    """
+    size = global_batch_size // num_replicas
+    replicas = first_replica + numbers % num_local
+    firsts = numbers // num_local * global_batch_size + replicas * size
+    return firsts[:, tf.newaxis] + tf.range(size, dtype=tf.int64)
 
 
 def _distribute(
@@ -100,10 +115,14 @@ def _distribute(
     strategy: tf.distribute.Strategy,
     global_batch_size: int,
     start_step: int,
-    ids_at: Callable[[tf.Tensor], tf.Tensor],
-    batch: Callable[[tf.Tensor, tf.Tensor], Features],
+    read_at: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
+    batch: Batch,
 ) -> Iterator:
-    """Builds the iterator of batch(positions, ids_at(positions)) for each step and replica."""
+    """Builds the iterator of batch(*read_at(positions)) for each step and replica.
+
+    `read_at` returns where the order leads: the positions that are read in place of those given,
+    and their records, both int64 [n].
+    """
     num_replicas = strategy.num_replicas_in_sync
     size = global_batch_size // num_replicas
     batch_spec(data)  # Raises for mistakes in `data`, before threads and devices take part.
@@ -117,12 +136,15 @@ def _distribute(
         # One row per step and local replica: the strategy deals them out in turn.
         @tf.autograph.experimental.do_not_convert
         def rows(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            numbers = number + tf.range(together, dtype=tf.int64)
-            replicas = first_replica + numbers % num_local
-            firsts = numbers // num_local * global_batch_size + replicas * size
-            positions = firsts[:, tf.newaxis] + tf.range(size, dtype=tf.int64)
-            ids = ids_at(tf.reshape(positions, [together * size]))
-            return positions, tf.reshape(ids, [together, size])
+            positions = shares(
+                number + tf.range(together, dtype=tf.int64),
+                global_batch_size=global_batch_size,
+                num_replicas=num_replicas,
+                num_local=num_local,
+                first_replica=first_replica,
+            )
+            positions, ids = read_at(tf.reshape(positions, [together * size]))
+            return tf.reshape(positions, [together, size]), tf.reshape(ids, [together, size])
 
         options = tf.data.Options()
         # Batches are made side by side; more threads within each would only get in their way.
