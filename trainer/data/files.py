@@ -79,6 +79,7 @@ def stat(path: str) -> Stat:
 
         return remote.stat(path)
     result = os.stat(path)
+    _opened.forget(path)  # Another file may have taken its name since.
     return Stat(result.st_size, str(result.st_mtime_ns))
 
 
@@ -103,7 +104,7 @@ def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
         from trainer.data import remote
 
         return remote.read_ranges(ranges)
-    return [_opened.read(each) for each in ranges]
+    return [_opened.read(*each) for each in ranges]
 
 
 def fingerprint(path: str, edge: int = 2**16) -> str:
@@ -123,26 +124,27 @@ class _Descriptors:
         self._lock = threading.Lock()
         self._descriptors: OrderedDict[str, _Descriptor] = OrderedDict()
 
-    def read(self, part: Range) -> bytes:
-        descriptor = self._descriptor(part.path)
-        content = os.pread(descriptor.number, part.length, part.offset)
-        while len(content) < part.length:  # At the end, or more than one call may return.
-            more = os.pread(
-                descriptor.number, part.length - len(content), part.offset + len(content)
-            )
+    def read(self, path: str, offset: int, length: int) -> bytes:
+        # A look without the lock, as millions of small records are read one by one.
+        descriptor = self._descriptors.get(path) or self._open(path)
+        content = os.pread(descriptor.number, length, offset)
+        while len(content) < length:  # At the end, or more than one call may return.
+            more = os.pread(descriptor.number, length - len(content), offset + len(content))
             if not more:
                 break
             content += more
         return content
 
-    def _descriptor(self, path: str) -> '_Descriptor':
+    def forget(self, path: str) -> None:
         with self._lock:
-            if path not in self._descriptors:
-                self._descriptors[path] = _Descriptor(path)
-                if len(self._descriptors) > _OPEN_FILES:
-                    self._descriptors.popitem(last=False)
-            self._descriptors.move_to_end(path)
-            return self._descriptors[path]
+            self._descriptors.pop(path, None)
+
+    def _open(self, path: str) -> '_Descriptor':
+        opened = _Descriptor(path)
+        with self._lock:
+            if len(self._descriptors) >= _OPEN_FILES:
+                self._descriptors.popitem(last=False)
+            return self._descriptors.setdefault(path, opened)
 
 
 class _Descriptor:

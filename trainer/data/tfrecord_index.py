@@ -1,0 +1,187 @@
+"""Where each record of TFRecord files begins: found once, kept beside the files, mapped to memory.
+
+A record is its length (uint64), a checksum of the length (uint32), the contents, and a checksum of
+the contents (uint32), all little-endian
+(https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details). To find where
+they begin one goes from each to the next, and nothing but the 16 bytes between two contents need
+be read. The contents are not looked at: they are checked whenever they are read, and a scan that
+checks them too takes as long as reading everything.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from trainer.data import files, kept
+from trainer.errors import ConfigError
+
+HEADER, FOOTER = 12, 4
+_FRAME = HEADER + FOOTER
+_THREADS = 16
+# Parts of a file that are read at once: all of it in large parts where records are small; little
+# more than what is needed where they are large and lie on this machine.
+_LARGE_PART, _SMALL_PART = 2**22, 2**12
+_LARGE_RECORD = 2**17
+
+
+class Index(NamedTuple):
+    """Where N records of F files lie, the files thought of as one after another.
+
+    Attributes:
+        positions: uint64 [N + 1], where each record begins, and the end of all; on disk.
+        checksums: uint32 [N], of the contents, as the files have them; on disk.
+        starts: int64 [F + 1], where each file begins, and the end of all.
+        fingerprint: sha256, in hex digits, over lengths and checksums of all records.
+    """
+
+    positions: np.ndarray
+    checksums: np.ndarray
+    starts: np.ndarray
+    fingerprint: str
+
+
+def index(paths: Sequence[str]) -> Index:
+    """Returns the index of files, which is built if it has not been, or they have changed.
+
+    Raises:
+        ConfigError: a file is empty, compressed, cut off, damaged, or no TFRecord file at all.
+        OSError: a file is out of reach.
+    """
+    directory = kept.keep('tfrecord-index-1', paths, functools.partial(_build, paths))
+    about = json.loads((directory / 'index.json').read_text(encoding='utf-8'))
+    positions = np.memmap(directory / 'positions', '<u8', 'r')
+    checksums = np.memmap(directory / 'checksums', '<u4', 'r')
+    if len(positions) != about['records'] + 1 or len(checksums) != about['records']:
+        raise ConfigError(f'{directory} is damaged. Delete it; it will be made again.')
+    starts = np.fromfile(directory / 'starts', '<i8')
+    # As plain arrays: a memmap does more than numpy at each access.
+    return Index(np.asarray(positions), np.asarray(checksums), starts, about['fingerprint'])
+
+
+def masked_checksums(contents: Sequence[bytes]) -> np.ndarray:
+    """Returns the checksums of some bytes as TFRecord files have them, uint32 [len(contents)].
+
+    They are CRC32C, rotated and shifted so that those of data with checksums in them are sound.
+    """
+    crc = np.fromiter(map(_crc32c(), contents), np.uint32, len(contents))
+    return ((crc >> np.uint32(15)) | (crc << np.uint32(17))) + np.uint32(0xA282EAD8)
+
+
+def _crc32c():
+    try:
+        import google_crc32c
+    except ImportError:
+        raise ConfigError(
+            "To read TFRecord files google-crc32c is needed: pip install 'phalanx[records]'."
+        ) from None
+    return google_crc32c.value
+
+
+def _build(paths: Sequence[str], directory: Path) -> None:
+    digest, ends, end, count = hashlib.sha256(), [0], 0, 0
+    with (
+        open(directory / 'positions', 'wb') as positions,
+        open(directory / 'checksums', 'wb') as checksums,
+        futures.ThreadPoolExecutor(_THREADS) as pool,
+    ):
+        positions.write(bytes(8))
+        try:
+            for lengths, sums in pool.map(_scan, paths):
+                record_ends = end + np.cumsum(lengths + np.uint64(_FRAME))
+                positions.write(record_ends.astype('<u8').tobytes())
+                checksums.write(sums.astype('<u4').tobytes())
+                both = np.empty(len(sums), [('length', '<u8'), ('checksum', '<u4')])
+                both['length'], both['checksum'] = lengths, sums
+                digest.update(both)
+                count, end = count + len(sums), int(record_ends[-1])
+                ends.append(end)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    np.array(ends, '<i8').tofile(directory / 'starts')
+    about = {'records': count, 'fingerprint': digest.hexdigest()}
+    (directory / 'index.json').write_text(json.dumps(about), encoding='utf-8')
+
+
+def _scan(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the lengths, uint64 [n], and checksums, uint32 [n], of the contents in a file."""
+    size = files.stat(path).size
+    if not size:
+        raise ConfigError(f'{path} is empty. Leave it out, or write it again.')
+    parts = list(_parts(path, size))
+    lengths, sums = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return lengths, sums[1:]  # Before the first record there is none.
+
+
+def _parts(path: str, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the lengths of records, and the checksums of those before each, part by part.
+
+    At the end there is no length but one more checksum.
+    """
+    number, begin, part_size = 0, 0, _LARGE_PART
+    while begin < size:
+        # From the last checksum on, of which there is none before the first record.
+        part = files.read(path, max(0, begin - FOOTER), part_size)
+        part = part if begin else bytes(FOOTER) + part
+        heads, at = [], FOOTER
+        while at + HEADER <= len(part):
+            heads.append(at)
+            at += _FRAME + int.from_bytes(part[at : at + 8], 'little')
+        if not heads:
+            raise _cut_off(path, number, begin, size)
+        frames = np.frombuffer(part, np.uint8)[np.array(heads)[:, None] + np.arange(-FOOTER, 12)]
+        lengths = frames[:, 4:12].copy().view('<u8')[:, 0]
+        _check_lengths(path, frames, lengths, number, begin)
+        begin, number = begin + at - FOOTER, number + len(heads)
+        if begin > size:
+            last = int(lengths[-1]) + _FRAME
+            raise _cut_off(path, number - 1, begin - last, size, begin)
+        yield lengths, frames[:, :4].copy().view('<u4')[:, 0]
+        large = not files.is_url(path) and lengths.mean() > _LARGE_RECORD
+        part_size = _SMALL_PART if large else _LARGE_PART
+    yield np.empty(0, np.uint64), np.frombuffer(files.read(path, size - FOOTER, FOOTER), '<u4')
+
+
+def _check_lengths(
+    path: str, frames: np.ndarray, lengths: np.ndarray, number: int, begin: int
+) -> None:
+    """Compares lengths with their checksums; the first that does not fit is told."""
+    there = frames[:, 12:].copy().view('<u4')[:, 0]
+    # Most files have records of few lengths, or one.
+    distinct, which = np.unique(lengths, return_inverse=True)
+    expected = masked_checksums([length.tobytes() for length in distinct.astype('<u8')])[which]
+    wrong = np.flatnonzero(there != expected)
+    if not len(wrong):
+        return
+    first = int(wrong[0])
+    byte = begin + int(np.sum(lengths[:first] + np.uint64(_FRAME)))
+    if number + first:
+        raise ConfigError(
+            f'{path} is damaged: the length of record {number + first} (byte {byte}) does not fit '
+            'its checksum, so that nothing behind it can be found. Fetch or write it again.'
+        )
+    head = frames[0, 4:6].tobytes()
+    if head == b'\x1f\x8b' or (head[0] == 0x78 and int.from_bytes(head, 'big') % 31 == 0):
+        raise ConfigError(
+            f'{path} is compressed ({"gzip" if head[0] == 0x1F else "zlib"}): no record in it can '
+            "be read without all those before it. Write it anew with 'phalanx prepare', or "
+            'without compression.'
+        )
+    raise ConfigError(
+        f'{path} is no TFRecord file, or damaged at its very beginning: it begins with '
+        f'{frames[0, 4:].tobytes().hex(" ")}, which is no length with its checksum.'
+    )
+
+
+def _cut_off(path: str, number: int, byte: int, size: int, end: int | None = None) -> ConfigError:
+    missing = f' of {end}' if end else ''
+    return ConfigError(
+        f'{path} is cut off in record {number} (byte {byte}): it has {size}{missing} bytes. Fetch '
+        'or write it again.'
+    )
