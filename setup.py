@@ -13,6 +13,11 @@ README = ROOT / 'README.md'
 # of TensorFlow's.
 TENSORFLOW_RANGE = '>=2.21,<2.22'
 
+# What some kinds of data need.
+DATA = {
+    'records': ['array_record>=0.8,<0.9', 'google-crc32c>=1.6,<2'],
+}
+
 setup(
     name='phalanx',
     version=VERSION,
@@ -40,7 +45,14 @@ setup(
     extras_require={
         'gpu': [f'tensorflow[and-cuda]{TENSORFLOW_RANGE}'],
         'plot': ['matplotlib>=3.8,<4'],
-        'dev': ['matplotlib>=3.8,<4', 'pytest>=8', 'pytest-xdist>=3', 'ruff>=0.17,<0.18'],
+        **DATA,
+        'dev': [
+            *(package for packages in DATA.values() for package in packages),
+            'matplotlib>=3.8,<4',
+            'pytest>=8',
+            'pytest-xdist>=3',
+            'ruff>=0.17,<0.18',
+        ],
     },
     entry_points={'console_scripts': ['phalanx=launch.__main__:main']},
     classifiers=[

@@ -15,7 +15,7 @@ import gin
 import keras
 
 from trainer import gin_checks, gin_files
-from trainer.data import arrays, augment, digits, idx
+from trainer.data import arrays, augment, digits, idx, tfrecord
 from trainer.data.batch import Data
 from trainer.divergence import Divergence
 from trainer.errors import ConfigError
@@ -49,6 +49,7 @@ _PARTS = (
     arrays.npz,
     digits.digits,
     idx.idx,
+    tfrecord.tfrecord,
     augment.random_shift,
     augment.random_flip,
     augment.scale_images,
