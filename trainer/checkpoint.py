@@ -4,6 +4,7 @@
 order in which things happen. One process, the chief, writes; all others only read.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -186,6 +187,16 @@ class Checkpoints:
             f'({", ".join(names)}), and a run that had come that far is not begun again at step 0 '
             'by accident. To begin again, use another model_dir or remove this folder.'
         )
+
+    def newest_manifest(self) -> dict[str, Any]:
+        """Returns the newest manifest that can be read, {} if there is none.
+
+        The files it vouches for are not looked at: it says what the run is, not where it stands.
+        """
+        for step in reversed(self.steps()):
+            with contextlib.suppress(CheckpointDamaged, ConfigError):
+                return proof.read_manifest(self.path(step))
+        return {}
 
     def choose(self, step: int | None) -> int:
         """Returns `step` if there is a checkpoint of it; for None, the newest good one's.

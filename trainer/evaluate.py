@@ -2,15 +2,16 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from trainer.checkpoint import Checkpoints
-from trainer.data.batch import Data, batch_spec
+from trainer.data.batch import PADDING, Data, bad_records_told, batch_spec, learnt
 from trainer.data.pipeline import eval_batches
 from trainer.errors import ConfigError
 from trainer.model_dir import ModelDir
@@ -77,7 +78,7 @@ class EvalStep:
         loss, weight = weigh(losses, batch['weights'], mask)
         share = 1.0 / self._strategy.num_replicas_in_sync
         penalty = tf.add_n([tf.zeros([]), *[tf.cast(p, tf.float32) for p in penalties]]) * share
-        examples = tf.reduce_sum(tf.cast(batch['ids'] >= 0, tf.float32))
+        examples = tf.reduce_sum(tf.cast(batch['ids'] != PADDING, tf.float32))
         metrics = self._metrics.increments(batch['labels'], outputs, batch['weights'])
         sums = [tf.stack([loss, weight, penalty, share, examples]), *metrics]
         return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.concat(sums, 0))
@@ -103,7 +104,7 @@ class Evaluation:
         data: Data,
         global_batch_size: int,
     ):
-        check_labels(data, loss, state.output_spec)
+        self._num_classes = check_labels(data, loss, state.output_spec)
         self._strategy, self._data, self._batch_size = strategy, data, global_batch_size
         self._step = EvalStep(strategy, state, loss, metrics)
 
@@ -114,19 +115,27 @@ class Evaluation:
             RuntimeError: the number of examples seen is not that of the data set.
         """
         iterator, num_steps = eval_batches(
-            self._data, self._strategy, global_batch_size=self._batch_size
+            self._data,
+            self._strategy,
+            global_batch_size=self._batch_size,
+            num_classes=self._num_classes,
         )
-        left = num_steps if max_steps is None else min(num_steps, max_steps)
+        last = num_steps if max_steps is None else min(num_steps, max_steps)
         total = 0.0
-        while left:
-            steps = min(left, _STEPS_PER_CALL)
+        for first in range(0, last, _STEPS_PER_CALL):
+            steps = range(first, min(first + _STEPS_PER_CALL, last))
             phases.enter('evaluating')
-            total += self._step.run(iterator, tf.constant(steps, tf.int64))
-            left -= steps
+            with bad_records_told(self._data, self._records(steps), self._num_classes):
+                total += self._step.run(iterator, tf.constant(len(steps), tf.int64))
         seen, expected = int(total[4]), self._data.source.num_examples
         if max_steps is None and seen != expected:
             raise RuntimeError(f'Evaluation saw {seen} examples of {expected}.')
         return self._step.results(total)
+
+    def _records(self, steps: range) -> Iterator[np.ndarray]:
+        for step in steps:
+            records = step * self._batch_size + np.arange(self._batch_size)
+            yield records[records < self._data.source.num_examples]
 
 
 def evaluate(
@@ -163,6 +172,7 @@ def evaluate(
         ConfigError: there is no such checkpoint, or it is of another model.
     """
     checkpoints = Checkpoints(ModelDir(model_dir).checkpoints, writer=False)
+    eval_data = learnt(eval_data, checkpoints.newest_manifest().get('preprocess'))
     state = build_state(strategy, model, None, batch_spec(eval_data)['inputs'], precision=precision)
     evaluation = Evaluation(strategy, state, loss, metrics, eval_data, batch_size)
     if not follow:

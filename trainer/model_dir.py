@@ -78,6 +78,10 @@ class ModelDir:
         """Exported models, one directory a step."""
         return self.path / 'export'
 
+    def bad_records(self, worker: int) -> Path:
+        """The damaged records that a worker has left out, one a line: number, place, reason."""
+        return self.path / 'bad-records' / f'worker-{worker}.tsv'
+
     def manifests(self) -> dict[int, Path]:
         """Returns the manifest of each committed checkpoint by its step, ascending; unread.
 

@@ -69,24 +69,33 @@ def check_keep(keep: Keep, metrics: Sequence[keras.metrics.Metric], evaluates: b
         )
 
 
-def check_labels(data: Data, loss: Callable, output_spec) -> None:
+def check_labels(data: Data, loss: Callable, output_spec) -> int | None:
     """Raises ConfigError if class labels lie outside the classes that the model tells apart.
 
     On a GPU such a label makes the loss NaN without a word. Only sparse cross-entropies on a
-    single output are looked at, and only where the source knows the bounds of its labels.
+    single output are looked at.
+
+    Returns:
+        What labels must be below, if the source does not know their bounds, or knows of some that
+        are to be skipped: they are to be checked as they are read. None if all is well.
     """
     # The bounds may be those of a class that the loss ignores.
     sparse = (
         isinstance(loss, keras.losses.SparseCategoricalCrossentropy) and loss.ignore_class is None
     )
+    if not sparse or tf.nest.is_nested(output_spec):
+        return None
     bounds = data.source.bounds(data.label)
-    if not sparse or bounds is None or tf.nest.is_nested(output_spec):
-        return
-    least, greatest = bounds
     classes = output_spec.shape[-1]
-    if least < 0 or greatest >= classes:
+    if bounds is None:
+        return classes
+    least, greatest = bounds
+    if least >= 0 and greatest < classes:
+        return None
+    if data.on_bad_record == 'stop':
         raise ConfigError(
             f'The labels {data.label!r} run from {least:g} to {greatest:g}, but the model has '
             f'{classes} outputs, for classes 0 to {classes - 1}. Set NUM_CLASSES = '
             f'{int(greatest) + 1}, or number the labels from 0.'
         )
+    return classes

@@ -1,6 +1,5 @@
 """One step of a run again, looked at from within: its batch, its loss, its gradients."""
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
@@ -13,7 +12,7 @@ from absl import logging
 
 from trainer import proof
 from trainer.checkpoint import CheckpointDamaged, Checkpoints, check_unchanged, state_sha256
-from trainer.data.batch import Data, batch_spec
+from trainer.data.batch import Data, batch_spec, learnt
 from trainer.data.pipeline import train_batches
 from trainer.debugger import in_debugger
 from trainer.divergence import LeftOut
@@ -161,9 +160,10 @@ def replay(
         'num_examples': train_data.source.num_examples,
         'data_fingerprint': train_data.source.fingerprint,
     }
+    checkpoints = Checkpoints(ModelDir(model_dir).checkpoints, writer=False)
+    train_data = learnt(train_data, checkpoints.newest_manifest().get('preprocess'))
     spec = batch_spec(train_data)['inputs']
     state = build_state(strategy, model, optimizer, spec, seed=seed, precision=precision)
-    checkpoints = Checkpoints(ModelDir(model_dir).checkpoints, writer=False)
     start, tensors, manifest = _nearest(checkpoints, step, oldest)
     if start:
         check_unchanged(manifest, identity, allow_changes)
@@ -251,10 +251,8 @@ def _nearest(
 
 def _left_out(checkpoints: Checkpoints) -> LeftOut:
     """What the run as it has come to be does not read; a roll-back is told by later checkpoints."""
-    for step in reversed(checkpoints.steps()):
-        with contextlib.suppress(CheckpointDamaged, ConfigError):
-            return LeftOut.of(proof.read_manifest(checkpoints.path(step)))
-    return LeftOut()
+    manifest = checkpoints.newest_manifest()
+    return LeftOut.of(manifest) if manifest else LeftOut()
 
 
 def _saved(directory: Path) -> str | None:

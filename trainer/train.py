@@ -4,11 +4,12 @@ import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -16,9 +17,9 @@ from trainer import version
 from trainer.agreement import Agreement
 from trainer.checkpoint import Checkpoints, Keep, check_unchanged, state_sha256
 from trainer.cluster import Cluster
-from trainer.data import order
-from trainer.data.batch import Data, batch_spec
-from trainer.data.pipeline import train_batches
+from trainer.data.bad_records import listing
+from trainer.data.batch import Data, bad_records_told, batch_spec, learnt, learnt_state
+from trainer.data.pipeline import train_batches, train_records
 from trainer.divergence import BadSteps, Divergence, LeftOut
 from trainer.errors import Diverged, Preempted
 from trainer.evaluate import Evaluation
@@ -153,6 +154,18 @@ def train(
         # ---- What is trained.
         phases.enter('building')
         stop = stack.enter_context(StopRequest())
+        checkpoints = Checkpoints(
+            dirs.checkpoints,
+            keep=keep,
+            asynchronous=asynchronous_saves,
+            writer=cluster.is_chief,
+            way_back=2 * divergence.bad_steps,
+        )
+        # What was learnt from the data when the run began holds to its end, and for evaluation.
+        train_data = learnt(train_data, checkpoints.newest_manifest().get('preprocess'))
+        preprocess = learnt_state(train_data)
+        if eval_data is not None:
+            eval_data = learnt(eval_data, preprocess)
         state = build_state(
             strategy,
             model,
@@ -161,7 +174,7 @@ def train(
             seed=seed,
             precision=precision,
         )
-        check_labels(train_data, loss, state.output_spec)
+        num_classes = check_labels(train_data, loss, state.output_spec)
         check_keep(keep, metrics, eval_data is not None)
         if jit_compile:
             check_jit(state.model, strategy.num_replicas_in_sync)
@@ -182,19 +195,20 @@ def train(
         config_text = config()
 
         # ---- Where the run stands.
-        checkpoints = Checkpoints(
-            dirs.checkpoints,
-            keep=keep,
-            asynchronous=asynchronous_saves,
-            writer=cluster.is_chief,
-            way_back=2 * divergence.bad_steps,
-        )
-
         def take_over() -> int:
             dirs.create()
             stack.enter_context(dirs.lock())
             checkpoints.clean()
             return 0
+
+        def records_of(steps: range, left_out: LeftOut) -> Iterator[np.ndarray]:
+            return train_records(
+                train_data,
+                steps,
+                seed=seed,
+                global_batch_size=batch_size,
+                left_out=left_out.windows,
+            )
 
         def roll_back(diverged: Diverged, left_out: LeftOut) -> LeftOut:
             """Goes back before the bad steps; returns what is left out from then on."""
@@ -207,8 +221,7 @@ def train(
             to = int(agreement.chief_does(lambda: checkpoints.go_back(early, at_most=bad) or -1))
             if to < 0:
                 raise diverged
-            positions = order.used(order.positions(bad, batch_size), left_out.windows)
-            records = train_data.source.records(positions, seed=seed).numpy()
+            records = next(records_of(range(bad, end), left_out))
             logging.warning(
                 'Steps %d to %d were bad: going back to step %d, and leaving out their data. The '
                 'records of the first of them: %s',
@@ -258,6 +271,7 @@ def train(
                         'metrics': known_metrics,
                         'bad_steps': bad_steps.record(),
                         'left_out': dataclasses.asdict(left_out),
+                        'preprocess': preprocess,
                     },
                 )
 
@@ -269,6 +283,7 @@ def train(
                 global_batch_size=batch_size,
                 start_step=step,
                 left_out=left_out.windows,
+                num_classes=num_classes,
             )
             report = Report(
                 dirs,
@@ -292,7 +307,9 @@ def train(
                 due = min(every.next_due(step) or end for every in intervals)
                 num_steps = min(steps_per_call, due - step, end - step)
                 call_started = time.monotonic()
-                totals = train_step.run(batches, num_steps)
+                records = records_of(range(step, step + num_steps), left_out)
+                with bad_records_told(train_data, records, num_classes):
+                    totals = train_step.run(batches, num_steps)
                 now = time.monotonic()
                 step += num_steps
                 known_metrics.clear()  # Those of an earlier step would pass for this one's.
@@ -353,4 +370,5 @@ def train(
 
         phases.enter('restoring')
         agreement.chief_does(take_over)
+        stack.enter_context(listing.kept_in(dirs.bad_records(cluster.index)))
         return go_on()

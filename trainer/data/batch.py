@@ -1,16 +1,22 @@
 """What is made of stored features: the inputs, labels and weights of a batch."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
 
+import numpy as np
 import tensorflow as tf
 
-from trainer.data import order
+from trainer.data import bad_records, order
+from trainer.data.preprocess import Adapted
 from trainer.data.source import Features, Source
 from trainer.errors import ConfigError, nearest
 
-# What makes the batch of a replica: positions and record numbers, both int64 [B / R], to the dict
-# that its step gets. It depends on nothing else, so it can be computed anywhere, and again.
+# Stands for the record of a row that fills up the last batch of an evaluation.
+PADDING = -1
+
+# (positions, ids), both int64 [B / R], -> what a replica gets for these rows.
 Batch = Callable[[tf.Tensor, tf.Tensor], Features]
 
 
@@ -27,51 +33,100 @@ class Data:
             names a dict.
         label: The feature that the loss compares with; it may be one of the inputs.
         weight: The feature, one number per example, by which the losses are weighted.
+        class_weights: One number per class, by which the losses of its examples are weighted, on
+            top of `weight`. Labels are class numbers, or one-hot.
         preprocess: Deterministic, features -> features. It sees no label and no weight, as it
             becomes part of the exported model, which gets neither.
         augment: (features, seeds) -> features, in training only, before `preprocess`. It sees
             all features as they are stored; see `augment`.
+        on_bad_record: What happens at a damaged record: 'stop' names it and ends the run, 'skip'
+            gives it weight 0 and lists it, on every worker and after every resume alike.
     """
 
     source: Source
     inputs: str | tuple[str, ...] = 'image'
     label: str = 'label'
     weight: str | None = None
+    class_weights: Sequence[float] | None = None
     preprocess: Callable[[Features], Features] | None = None
     augment: Callable[[Features, tf.Tensor], Features] | None = None
+    on_bad_record: Literal['stop', 'skip'] = 'stop'
+
+    def __post_init__(self):
+        if self.on_bad_record not in ('stop', 'skip'):
+            raise ConfigError(
+                f"Data.on_bad_record is {self.on_bad_record!r}; it is 'stop' or 'skip'."
+                f'{nearest(str(self.on_bad_record), ("stop", "skip"))}'
+            )
 
 
-def train_batch(data: Data, *, seed: int) -> Batch:
-    """Returns what makes batches of training: `inputs`, `labels`, `ids`, `weights` if there are.
+def train_batch(data: Data, *, seed: int, num_classes: int | None = None) -> Batch:
+    """Returns what makes the batches of training, see `pipeline.train_batches`.
+
+    What it makes depends on its arguments and on nothing else, so any process that has the data
+    can make any batch.
 
     Args:
         data: What to read.
         seed: Of augmentation, in [0, 2**31).
+        num_classes: What labels must be below, or None.
     """
 
     def batch(positions: tf.Tensor, ids: tf.Tensor) -> Features:
-        features = fetch(data, ids)
+        features, good = _fetch(data, ids, num_classes)
         if data.augment is not None:
             seeds = order.example_seeds(positions, seed=seed)
-            features = checked(data.augment(dict(features), seeds), ids.shape[0], 'augment')
-        return {**model_batch(data, features), 'ids': ids}
+            features = _checked(data.augment(dict(features), seeds), ids.shape[0], 'augment')
+        return _without_bad({**_model_batch(data, features), 'ids': ids}, good)
 
     return batch
 
 
-def eval_batch(data: Data) -> Batch:
+def eval_batch(data: Data, *, num_classes: int | None = None) -> Batch:
     """Returns what makes batches of evaluation: as in training, without `augment`, with `weights`.
 
-    An `ids` of -1 is padding, of weight 0.
+    Rows whose id is PADDING have weight 0.
     """
 
     def batch(positions: tf.Tensor, ids: tf.Tensor) -> Features:
         del positions
-        result = model_batch(data, fetch(data, tf.maximum(ids, 0)))
+        features, good = _fetch(data, tf.maximum(ids, 0), num_classes)
+        result = _model_batch(data, features)
         weights = result.get('weights', tf.ones_like(ids, tf.float32))
-        return {**result, 'ids': ids, 'weights': tf.where(ids >= 0, weights, 0.0)}
+        result |= {'ids': ids, 'weights': tf.where(ids >= 0, weights, 0.0)}
+        return _without_bad(result, good)
 
     return batch
+
+
+@contextlib.contextmanager
+def bad_records_told(
+    data: Data, batches: Iterable[np.ndarray], num_classes: int | None
+) -> Iterator[None]:
+    """Turns the error of a damaged record into a sentence, see `bad_records.told`."""
+    skips = data.on_bad_record == 'skip'
+    with bad_records.told(data.source, batches, data.label, num_classes, skips=skips):
+        yield
+
+
+def learnt(data: Data, state: dict[str, Any] | None) -> Data:
+    """Returns the data with a preprocessing that has learnt `state`, if it is one that learns.
+
+    Args:
+        data: What to read.
+        state: Of `Adapted.state`, from a manifest or of other data; None leaves it as it is.
+
+    Raises:
+        ConfigError: The state is of another preprocessing.
+    """
+    if state is None or not isinstance(data.preprocess, Adapted):
+        return data
+    return dataclasses.replace(data, preprocess=data.preprocess.with_state(state))
+
+
+def learnt_state(data: Data) -> dict[str, Any] | None:
+    """Returns what the preprocessing has learnt, None if it is not one that learns."""
+    return data.preprocess.state if isinstance(data.preprocess, Adapted) else None
 
 
 def batch_spec(data: Data) -> dict:
@@ -83,7 +138,7 @@ def batch_spec(data: Data) -> dict:
         ConfigError: `data` names features that do not exist, or `preprocess` does not keep to its
             contract.
     """
-    trace = tf.function(lambda features: model_batch(data, features), autograph=False)
+    trace = tf.function(lambda features: _model_batch(data, features), autograph=False)
     outputs = trace.get_concrete_function(_batched(data.source.element_spec)).structured_outputs
     # Traced outputs name their operations; specs that are compared and saved should not.
     specs = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), outputs)
@@ -113,20 +168,32 @@ def model_inputs(data: Data, features: Features) -> tf.Tensor | Features:
     return _select(data, _preprocess(data, features))
 
 
+def _fetch(
+    data: Data, ids: tf.Tensor, num_classes: int | None
+) -> tuple[Features, tf.Tensor | None]:
+    if data.on_bad_record == 'skip':
+        return bad_records.fetch_good(data.source, ids, data.label, num_classes)
+    return bad_records.fetch(data.source, ids, data.label, num_classes), None
+
+
+def _without_bad(batch: Features, good: tf.Tensor | None) -> Features:
+    """Returns a batch whose bad rows count for nothing and show as such."""
+    if good is None:
+        return batch
+    ids = batch['ids']
+    weights = batch.get('weights', tf.ones_like(ids, tf.float32))
+    return {
+        **batch,
+        'ids': tf.where(good | (ids < 0), ids, -2 - ids),
+        'weights': tf.where(good, weights, 0.0),
+    }
+
+
 def _batched(spec: dict[str, tf.TensorSpec]) -> dict[str, tf.TensorSpec]:
     return {name: tf.TensorSpec([None, *s.shape], s.dtype) for name, s in spec.items()}
 
 
-def fetch(data: Data, ids: tf.Tensor) -> Features:
-    """Reads records; a source that computes outside the graph may leave shapes unknown."""
-    features = data.source.fetch(ids)
-    return {
-        name: tf.ensure_shape(features[name], [ids.shape[0], *spec.shape])
-        for name, spec in data.source.element_spec.items()
-    }
-
-
-def model_batch(data: Data, features: Features) -> dict:
+def _model_batch(data: Data, features: Features) -> dict:
     """Returns `inputs`, `labels` and, if there is a weight, `weights`, from stored features."""
     for role in ('label', 'weight'):
         name = getattr(data, role)
@@ -144,7 +211,22 @@ def model_batch(data: Data, features: Features) -> dict:
                 f'{list(weights.shape[1:])}.'
             )
         result['weights'] = tf.cast(weights, tf.float32)
+    if data.class_weights is not None:
+        of_class = _class_weights(data.class_weights, result['labels'])
+        result['weights'] = result.get('weights', 1.0) * of_class
     return result
+
+
+def _class_weights(class_weights: Sequence[float], labels: tf.Tensor) -> tf.Tensor:
+    weights = tf.constant(class_weights, tf.float32)
+    if labels.shape.rank == 1 and labels.dtype.is_integer:
+        return tf.gather(weights, labels)
+    if labels.shape.rank == 2 and labels.shape[1] == len(class_weights):
+        return tf.reduce_sum(tf.cast(labels, tf.float32) * weights, axis=1)
+    raise ConfigError(
+        f'Data.class_weights has {len(class_weights)} numbers, one for each class, but the labels '
+        f'are {labels.dtype.name} of shape {list(labels.shape)}: neither class numbers nor one-hot.'
+    )
 
 
 def _preprocess(data: Data, features: Features) -> Features:
@@ -152,7 +234,7 @@ def _preprocess(data: Data, features: Features) -> Features:
     if data.preprocess is None:
         return features
     size = next(iter(features.values())).shape[0] if features else None
-    return checked(data.preprocess(features), size, 'preprocess')
+    return _checked(data.preprocess(features), size, 'preprocess')
 
 
 def _select(data: Data, features: Features) -> tf.Tensor | Features:
@@ -189,7 +271,7 @@ def _expect(features: dict, name: str, role: str) -> None:
         )
 
 
-def checked(features: Features, size: int | None, role: str) -> Features:
+def _checked(features: Features, size: int | None, role: str) -> Features:
     """Returns what a user's function returned, known to be a batch of `size` examples."""
     if not isinstance(features, dict):
         raise ConfigError(

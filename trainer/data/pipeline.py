@@ -1,11 +1,12 @@
 """Batches for each replica: which rows of the global batch it gets, and when."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import tensorflow as tf
 
 from trainer.data import order
-from trainer.data.batch import Batch, Data, batch_spec, eval_batch, train_batch
+from trainer.data.batch import PADDING, Batch, Data, batch_spec, eval_batch, train_batch
 from trainer.errors import ConfigError
 
 
@@ -17,6 +18,7 @@ def train_batches(
     global_batch_size: int,
     start_step: int,
     left_out: order.Windows = (),
+    num_classes: int | None = None,
 ) -> Iterator:
     """Returns an endless iterator over the batches of training, in the order of `order`.
 
@@ -30,11 +32,12 @@ def train_batches(
         global_batch_size: Examples in a step over all replicas, B.
         start_step: The step of the first batch.
         left_out: Positions that are not read, see `order.used`.
+        num_classes: What labels must be below; others are damage. None if there is no such bound.
 
     Returns:
         An iterator whose elements are for `strategy.run`. Each replica gets a dict of `inputs`,
-        `labels`, `ids` (int64 [B / R], record numbers) and, if `data.weight`, `weights`
-        (float32 [B / R]).
+        `labels`, `ids` (int64 [B / R], record numbers; -2 - n for a record n that is damaged) and,
+        if anything is weighted or may be skipped, `weights` (float32 [B / R]).
 
     Raises:
         ConfigError: The batch size does not fit the strategy, or `data` does not fit together.
@@ -47,23 +50,42 @@ def train_batches(
         positions = order.used(positions, left_out)
         return positions, data.source.records(positions, seed=seed)
 
-    batch = train_batch(data, seed=seed)
+    batch = train_batch(data, seed=seed, num_classes=num_classes)
     return _distribute(data, strategy, global_batch_size, start_step, read_at, batch)
 
 
+def train_records(
+    data: Data,
+    steps: Iterable[int],
+    *,
+    seed: int,
+    global_batch_size: int,
+    left_out: order.Windows = (),
+) -> Iterator[np.ndarray]:
+    """Yields the record numbers, int64 [B], of the global batch of each of some steps."""
+    for step in steps:
+        positions = order.used(order.positions(step, global_batch_size), left_out)
+        yield data.source.records(positions, seed=seed).numpy()
+
+
 def eval_batches(
-    data: Data, strategy: tf.distribute.Strategy, *, global_batch_size: int
+    data: Data,
+    strategy: tf.distribute.Strategy,
+    *,
+    global_batch_size: int,
+    num_classes: int | None = None,
 ) -> tuple[Iterator, int]:
     """Returns an iterator over the examples in the order of the source, each exactly once.
 
     Rows are divided among replicas as in `train_batches`. The last batch is filled up with rows
-    of `ids` -1 and weight 0. The iterator has no end, which saves the workers from agreeing on
+    of `ids` PADDING and weight 0. The iterator has no end, which saves the workers from agreeing on
     one before every step, and starts over after each pass, so it may serve many.
 
     Args:
         data: What to read; its `augment` is not applied.
         strategy: The strategy whose replicas the batches are for.
         global_batch_size: Examples in a step over all replicas.
+        num_classes: As for `train_batches`.
 
     Returns:
         The iterator, whose elements are as in training with `weights` always there, and the
@@ -78,9 +100,9 @@ def eval_batches(
 
     def read_at(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         in_pass = positions % (num_steps * global_batch_size)
-        return positions, tf.where(in_pass < num_examples, in_pass, -1)
+        return positions, tf.where(in_pass < num_examples, in_pass, PADDING)
 
-    batch = eval_batch(data)
+    batch = eval_batch(data, num_classes=num_classes)
     return _distribute(data, strategy, global_batch_size, 0, read_at, batch), num_steps
 
 

@@ -20,7 +20,7 @@ import tensorflow as tf
 from absl import logging
 
 from trainer.checkpoint import Checkpoints
-from trainer.data.batch import Data, batch_spec, model_inputs, raw_spec
+from trainer.data.batch import Data, batch_spec, learnt, model_inputs, raw_spec
 from trainer.export import verify
 from trainer.model_dir import ModelDir
 from trainer.state import State, build_model
@@ -69,6 +69,7 @@ def export(
     checkpoints = Checkpoints(dirs.checkpoints, writer=False)
     step = checkpoints.choose(step)
     tensors, manifest = checkpoints.read(step)
+    data = learnt(data, manifest.get('preprocess'))
     target = dirs.export / str(step)
     origin = {'step': step, 'state_sha256': manifest['state_sha256']}
     if _origin(target) == origin:
