@@ -11,11 +11,11 @@ from launch.replay import replay
 from launch.rerun import rerun
 from launch.run import run
 from launch.status import logs, status
-from trainer.errors import ConfigError, WriteError, nearest
+from trainer.errors import ConfigError, Preempted, WriteError, nearest
 from trainer.flags import reason
 from trainer.model_dir import ModelDir
 
-VERBS = ('run', 'check', 'status', 'logs', 'report', 'rerun', 'replay')
+VERBS = ('run', 'check', 'status', 'logs', 'report', 'rerun', 'replay', 'prepare', 'inspect')
 
 # What these take besides the directory.
 _NEEDED = {'rerun': ' --model_dir=NEW', 'replay': ' --step=N'}
@@ -46,6 +46,18 @@ phalanx logs DIR [--worker=I] [--follow]  what a worker has said in the newest a
 phalanx report DIR [--png=FILE]         where the time of all attempts went, also as a chart
 phalanx rerun DIR --model_dir=NEW       runs a finished job again from its record, and compares
 phalanx replay DIR --step=N [--pdb]     takes step N again, eagerly, and shows what is in it
+
+phalanx prepare DIR --gin_file=FILE     writes the data of a configuration to files of records,
+                                        with a description, for `runs/prepared.gin`
+phalanx inspect DIR                     what is in a prepared directory, or, with --gin_file=FILE
+                                        in place of DIR, in any data
+
+  --format: array_record, the default, or tfrecord.
+  --shards or --shard_mb: how many files each split has, or about how large they are; default 200.
+  --processes: how many write at a time; default one for each core.
+  --on_bad_record: stop at a damaged record, the default, or skip it.
+  --verify: read everything, and compare checksums; exit code 1 if something is damaged.
+  --png=FILE, --tensorboard=DIR: some of the images with their labels.
 """
 
 
@@ -64,12 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if {'-h', '--help'} & set(rest):
             print(_USAGE)
             return 0
-        if verb not in ('run', 'check'):
-            return _look(verb, rest)
-        return run(rest, check=verb == 'check')
+        if verb in ('run', 'check'):
+            return run(rest, check=verb == 'check')
+        if verb in ('prepare', 'inspect'):
+            return _data(verb, rest)
+        return _look(verb, rest)
     except KeyboardInterrupt:
         return 130
-    except (ConfigError, WriteError) as error:
+    except (ConfigError, Preempted, WriteError) as error:
         # Gin appends to a message where it passes through.
         print(f'phalanx: {getattr(error, "message", error)}', file=sys.stderr)
         return error.exit_code
@@ -80,6 +94,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f'phalanx: {error}', file=sys.stderr)
         return 1
+
+
+def _data(verb: str, argv: list[str]) -> int:
+    # Rich takes its time to import, and so does numpy.
+    if verb == 'prepare':
+        from launch.prepare import prepare
+
+        return prepare(argv)
+    from launch.inspect import inspect
+
+    return inspect(argv)
 
 
 def _look(verb: str, argv: list[str]) -> int:

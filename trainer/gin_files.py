@@ -37,6 +37,9 @@ class Reference:
         return f'@{"/".join((*self.scopes, self.selector))}{"()" if self.called else ""}'
 
 
+_REQUIRED = Reference(('gin.REQUIRED',), MACRO, True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Binding:
     """`scope/selector.parameter = value`; a macro is the parameter 'value' of `gin.macro`."""
@@ -146,6 +149,12 @@ def load(path: str, bindings: Sequence[str] = ()) -> Script:
     for binding in bindings:
         _read_binding(script, binding)
     return script
+
+
+def left_open(script: Script) -> list[str]:
+    """Returns the macros that are `%gin.REQUIRED` to the end."""
+    last = {each.scope: each.value for each in script.bindings if each.selector == MACRO}
+    return [name for name, value in last.items() if value == _REQUIRED]
 
 
 def _find(name: str, directories: Sequence[str], included_by: str = '') -> str:

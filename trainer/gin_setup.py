@@ -15,14 +15,16 @@ import gin
 import keras
 
 from trainer import gin_checks, gin_files
-from trainer.data import arrays, augment, digits, idx, tfrecord
+from trainer.data import arrays, augment, digits, idx, prepared, tfrecord
 from trainer.data.batch import Data
+from trainer.data.source import Source
 from trainer.divergence import Divergence
 from trainer.errors import ConfigError
 from trainer.evaluate import evaluate as _evaluate
 from trainer.export.saved_model import export as _export
 from trainer.meeting import meet as _meet
 from trainer.models import cnn, mlp, resnet
+from trainer.prepare import splits as _splits
 from trainer.replay import Replay
 from trainer.replay import replay as _replay
 from trainer.retention import Keep
@@ -36,8 +38,9 @@ _ROOTS = {
     'export': (_export, ()),
     'strategy': (_build_strategy, ('cluster',)),
     'meet': (_meet, ('cluster', 'digest')),
+    'splits': (_splits, ()),
 }
-train, evaluate, export, build_strategy, meet = (
+train, evaluate, export, build_strategy, meet, _sources = (
     gin.external_configurable(function, name, module='trainer', denylist=supplied or None)
     for name, (function, supplied) in _ROOTS.items()
 )
@@ -49,6 +52,7 @@ _PARTS = (
     arrays.npz,
     digits.digits,
     idx.idx,
+    prepared.prepared,
     tfrecord.tfrecord,
     augment.random_shift,
     augment.random_flip,
@@ -101,7 +105,26 @@ def load(script: gin_files.Script, unused: Collection[str] = ()) -> None:
         del bound[parameter]
         if not bound:
             del gin.config._CONFIG[scope, selector]
+    for name in gin_files.left_open(script):
+        # Nothing that is called uses it, as the checks have seen; gin wants all of them set.
+        gin.bind_parameter(f'{name}/{gin_files.MACRO}.value', None)
     gin.finalize()
+
+
+def sources(script: gin_files.Script) -> dict[str, Source]:
+    """Makes what was read the configuration of this process, and returns the sources it names.
+
+    Args:
+        script: what `configs/splits.gin` says, and then a file of a data set or of a run.
+
+    Returns:
+        Of each split that there is, 'train' and 'test', its source.
+
+    Raises:
+        ConfigError: any mistake in the configuration.
+    """
+    load(script, unused=_ROOTS.keys() - {'splits'})
+    return _sources()
 
 
 def digest() -> str:

@@ -13,7 +13,9 @@ LEFT_TO_THE_USER = ["MODEL_DIR = 'd'"]
 
 
 def load(run, *more):
-    data = ["DATA_DIR = 'd'"] if 'mnist' in run else []
+    data = ["DATA_DIR = 'd'"] if 'mnist' in run or 'prepared' in run else []
+    if 'prepared' in run:
+        data += ['INPUT_SHAPE = (28, 28, 1)', 'NUM_CLASSES = 10']
     gin_setup.load(gin_files.read([run, *more], [*LEFT_TO_THE_USER, *data]))
 
 

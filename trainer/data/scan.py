@@ -1,0 +1,121 @@
+"""All records of a source one after another, as numpy arrays, with the damaged ones apart."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.data.source import Source
+
+_BATCH_BYTES = 2**24
+_LARGEST_BATCH = 256
+# Of a string, whose length a spec does not tell.
+_STRING_BYTES = 2**10
+_LONGEST_REASON = 300  # Some hold the record itself.
+_DAMAGE = (tf.errors.InvalidArgumentError, tf.errors.DataLossError)
+
+
+class Bad(NamedTuple):
+    """A record that cannot be read.
+
+    Attributes:
+        record: its number.
+        where: what finds it in its file.
+        reason: what is wrong with it.
+    """
+
+    record: int
+    where: str
+    reason: str
+
+
+class Batch(NamedTuple):
+    """Neighbouring records.
+
+    Attributes:
+        records: int64 [B], the numbers of those that could be read, ascending.
+        features: for each feature an array [B, ...].
+        bad: those between them that could not.
+    """
+
+    records: np.ndarray
+    features: dict[str, np.ndarray]
+    bad: list[Bad]
+
+
+class Scan:
+    """Reads records of a source outside of any training; may be used by several threads.
+
+    Attributes:
+        batch_size: how many records are read at a time, a matter of the source alone.
+    """
+
+    def __init__(self, source: Source):
+        self._source = source
+        spec = source.element_spec
+        sizes = [
+            _STRING_BYTES if s.dtype == tf.string else s.dtype.size * math.prod(s.shape)
+            for s in spec.values()
+        ]
+        self._nothing = {
+            n: np.empty([0, *s.shape], s.dtype.as_numpy_dtype) for n, s in spec.items()
+        }
+        self.batch_size = max(1, min(_LARGEST_BATCH, _BATCH_BYTES // max(1, sum(sizes))))
+        self._fetch = tf.function(
+            source.fetch, input_signature=[tf.TensorSpec([None], tf.int64)], autograph=False
+        )
+
+    def fetch(self, records: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns each feature, [B, ...], of records, int64 [B].
+
+        Raises:
+            tf.errors.OpError: see `read`, whatever kind it is.
+        """
+        with tf.device('CPU:0'):
+            features = self._fetch(tf.constant(records, tf.int64))
+        return {name: tensor.numpy() for name, tensor in features.items()}
+
+    def read(self, records: np.ndarray) -> Batch:
+        """Returns records, int64 [B] ascending, damaged ones apart.
+
+        Raises:
+            OSError: the files cannot be reached.
+        """
+        try:
+            return Batch(records, self.fetch(records), [])
+        except _DAMAGE as error:
+            if len(records) == 1:
+                number = int(records[0])
+                bad = Bad(number, self._source.where(number), reason(error))
+                return Batch(records[:0], self._nothing, [bad])
+        except tf.errors.OpError as error:
+            raise OSError(reason(error)) from error
+        parts = [self.read(records[i : i + 1]) for i in range(len(records))]
+        return Batch(
+            np.concatenate([part.records for part in parts]),
+            {
+                name: np.concatenate([part.features[name] for part in parts])
+                for name in parts[0].features
+            },
+            [bad for part in parts for bad in part.bad],
+        )
+
+    def batches(self, first: int, end: int) -> Iterator[np.ndarray]:
+        """Yields the records in [first, end) in batches: int64 [B]."""
+        for start in range(first, end, self.batch_size):
+            yield np.arange(start, min(start + self.batch_size, end))
+
+
+def reason(error: tf.errors.OpError) -> str:
+    """Returns what went wrong in an operation, in one line, without where in the program."""
+    text = error.message.partition('\n\t [[')[0]
+    text = re.sub(r'^Graph execution error:\s+', '', text)
+    text = re.sub(r'^Detected at node .*\n(\s*File .*\n)*', '', text)
+    # What Python has raised comes with its traceback.
+    python, _, traceback = text.partition('\nTraceback (most recent call last):')
+    text = re.sub(r'^\s*[\w.]+: ', '', python) if traceback else text
+    text = ' '.join(text.replace('Name: <unknown>, ', '').split())
+    return text if len(text) <= _LONGEST_REASON else f'{text[:_LONGEST_REASON]}...'

@@ -1,0 +1,234 @@
+"""From any sources to files of records: what goes into which file, and the writing of one file.
+
+Which bytes are in which file depends on the sources and on the options alone, so several processes
+may write one file each, in any order, and begin again where others have been killed.
+"""
+
+import contextlib
+import dataclasses
+import os
+import types
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.data import dataset, example, statistics
+from trainer.data.batch import Data
+from trainer.data.scan import Bad, Scan
+from trainer.data.source import Source
+from trainer.errors import ConfigError, WriteError
+from trainer.version import __version__
+
+ON_BAD_RECORD = ('stop', 'skip')
+# How many records tell how large the others are.
+_SAMPLED = 64
+# One record a group, so that one can be read without its neighbours.
+_ARRAY_RECORD_OPTIONS = 'group_size:1'
+
+
+def splits(train: Data | None = None, test: Data | None = None) -> dict[str, Source]:
+    """Returns the sources of the splits that there are."""
+    given = {'train': train, 'test': test}
+    return {name: data.source for name, data in given.items() if data is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How records become files.
+
+    Attributes:
+        files: 'array_record' or 'tfrecord'.
+        shards: how many files each split has, at most one a record; None lets sizes tell.
+        shard_mb: about how large they are then, in 10**6 bytes.
+        on_bad_record: 'stop' at a damaged record, or 'skip' it.
+    """
+
+    files: str = 'array_record'
+    shards: int | None = None
+    shard_mb: float = 200.0
+    on_bad_record: str = 'stop'
+
+
+def plan(sources: Mapping[str, Source], options: Options) -> dict[str, Any]:
+    """Returns what is to be written, as JSON: equal from equal sources and options.
+
+    Raises:
+        ConfigError: a feature cannot be stored, or the library that writes is missing.
+    """
+    if options.files == 'array_record':
+        _array_record()
+    planned = {}
+    for name, source in sources.items():
+        spec, count = _spec(source, name), source.num_examples
+        number = options.shards or _shards_by_size(source, spec, options.shard_mb * 10**6)
+        number = min(number, count)
+        bounds = [count * k // number for k in range(number + 1)]
+        planned[name] = {
+            'source': {'records': count, 'fingerprint': source.fingerprint},
+            'features': example.as_json(spec),
+            'shards': [
+                {
+                    'file': dataset.shard_name(name, k, number, options.files),
+                    'first': bounds[k],
+                    'end': bounds[k + 1],
+                }
+                for k in range(number)
+            ],
+        }
+        if class_names := getattr(source, 'class_names', None):
+            planned[name]['class_names'] = [str(each) for each in class_names]
+    return {
+        'format': dataset.FORMAT,
+        'phalanx': __version__,
+        'files': options.files,
+        'on_bad_record': options.on_bad_record,
+        'splits': planned,
+    }
+
+
+class ShardWriter:
+    """Writes shards of one split.
+
+    Args:
+        source: the records.
+        split: its name.
+        options: as in the plan.
+    """
+
+    def __init__(self, source: Source, split: str, options: Options):
+        self._split, self._options = split, options
+        self._spec = _spec(source, split)
+        self._scan = Scan(source)
+
+    def write(
+        self, path: Path, first: int, end: int, progress: Callable[[int], None]
+    ) -> dict[str, Any]:
+        """Writes records [first, end) into a file that appears when it is complete.
+
+        Args:
+            path: of the file; beside it comes a temporary one.
+            first, end: which records of the source.
+            progress: is told how many records more have been read, now and then.
+
+        Returns:
+            What dataset.json says of the shard, with the statistics of its records and those left
+            out. A shard that has no record left is not written.
+
+        Raises:
+            ConfigError: a record is damaged, and damaged ones are not to be left out.
+            WriteError: the file cannot be written.
+            OSError: the source cannot be reached.
+        """
+        aside = path.with_name(f'.tmp-{path.name}')
+        left_out: list[Bad] = []
+        numbers: dict[str, statistics.Numbers] = {}
+        written = 0
+        with _Records(aside, self._options.files) as records:
+            for batch in self._scan.batches(first, end):
+                found = self._scan.read(batch)
+                if found.bad and self._options.on_bad_record == 'stop':
+                    raise ConfigError(_damaged(self._split, found.bad[0]))
+                left_out += found.bad
+                for row in range(len(found.records)):
+                    records.write(_serialized(found.features, row, self._spec))
+                written += len(found.records)
+                if written:
+                    numbers = statistics.together(numbers, statistics.of_features(found.features))
+                progress(len(batch))
+        record = {
+            'records': written,
+            'bytes': aside.stat().st_size,
+            'sha256': dataset.sha256(aside),
+            'statistics': {name: each.as_json for name, each in numbers.items()},
+            'left_out': [bad._asdict() for bad in left_out],
+        }
+        if written:
+            os.rename(aside, path)
+        else:
+            aside.unlink()
+        return record
+
+
+class _Records:
+    """A new file of records; on the disk when the block is left."""
+
+    def __init__(self, path: Path, file_format: str):
+        self._path, self._format = path, file_format
+
+    def __enter__(self) -> '_Records':
+        with self._told():
+            self._path.unlink(missing_ok=True)
+            if self._format == 'array_record':
+                self._writer = _array_record().ArrayRecordWriter(
+                    str(self._path), _ARRAY_RECORD_OPTIONS
+                )
+            else:
+                self._writer = tf.io.TFRecordWriter(str(self._path))
+        return self
+
+    def write(self, record: bytes) -> None:
+        with self._told():
+            self._writer.write(record)
+
+    def __exit__(self, kind: object, *exc: object) -> None:
+        try:
+            with self._told():
+                self._writer.close()
+                dataset.sync(self._path)
+        except WriteError:
+            if kind is None:  # Else something has gone wrong before.
+                self._path.unlink(missing_ok=True)
+                raise
+        if kind is not None:
+            self._path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, tf.errors.OpError) as error:
+            raise WriteError(
+                f'{self._path.parent} cannot be written: {error}. Once it can, run the same '
+                'command again: finished shards are kept.'
+            ) from error
+
+
+def _array_record() -> types.ModuleType:
+    try:
+        from array_record.python import array_record_module
+    except ImportError:
+        raise ConfigError(
+            'Writing ArrayRecord needs array_record, which is not installed. Run: pip install '
+            "'phalanx[records]', or give --format=tfrecord."
+        ) from None
+    return array_record_module
+
+
+def _spec(source: Source, split: str) -> example.Spec:
+    try:
+        return example.spec(source.element_spec)
+    except ConfigError as error:
+        raise ConfigError(f'The split {split!r} cannot be stored. {error.message}') from None
+
+
+def _shards_by_size(source: Source, spec: example.Spec, shard_bytes: float) -> int:
+    """How many shards of about this size there would be, by some records from all over."""
+    count = source.num_examples
+    sample = np.unique(np.linspace(0, count - 1, _SAMPLED).astype(np.int64))
+    found = Scan(source).read(sample)
+    sizes = [len(_serialized(found.features, row, spec)) for row in range(len(found.records))]
+    return max(1, round(count * float(np.mean(sizes)) / shard_bytes)) if sizes else 1
+
+
+def _serialized(features: Mapping[str, np.ndarray], row: int, spec: example.Spec) -> bytes:
+    return example.serialize({name: values[row] for name, values in features.items()}, spec)
+
+
+def _damaged(split: str, bad: Bad) -> str:
+    return (
+        f'A record of the split {split!r} is damaged: {bad.where}: {bad.reason}. Mend it, or leave '
+        'out what is damaged with --on_bad_record=skip. Finished shards are kept.'
+    )
