@@ -168,8 +168,11 @@ def _features(source: 'Source', numbers: Mapping[str, statistics.Numbers]) -> Ta
     table.add_column('feature')
     table.add_column('dtype')
     table.add_column('shape')
-    for name in ('min', 'max', 'mean', 'std', 'not finite'):
+    for name in ('min', 'max', 'mean', 'std'):
         table.add_column(name, justify='right')
+    # A column that is seldom needed.
+    not_finite = any(each.not_finite for each in numbers.values())
+    table.add_column('not finite' if not_finite else '', justify='right')
     for name, spec in source.element_spec.items():
         shape = ' x '.join(map(str, spec.shape.as_list())) or 'one value'
         each, cells = numbers.get(name), []
@@ -208,12 +211,11 @@ def _examples(source: 'Source', found: 'Findings | None') -> Table:
 
     batch = Scan(source).read(inspect_data.spread(source, _EXAMPLES))
     table = Table(box=None, pad_edge=False)
-    table.add_column('where')
-    for name in batch.features:
-        table.add_column(name)
+    for name in ('record', *batch.features, 'where'):
+        table.add_column(name, overflow='fold')
     for row, record in enumerate(batch.records):
         cells = [_value(values[row]) for values in batch.features.values()]
-        table.add_row(Text(source.where(int(record))), *map(Text, cells))
+        table.add_row(str(record), *map(Text, cells), Text(source.where(int(record))))
     return table
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data import statistics
-from trainer.data.scan import Bad, Scan
+from trainer.data.bad_records import Damage
+from trainer.data.scan import Scan
 from trainer.data.source import Source
 from trainer.errors import ConfigError, WriteError
 
@@ -28,7 +29,7 @@ class Findings(NamedTuple):
 
     read: int
     numbers: dict[str, statistics.Numbers]
-    bad: list[Bad]
+    bad: list[Damage]
 
 
 def survey(

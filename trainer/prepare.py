@@ -16,8 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data import dataset, example, statistics
+from trainer.data.bad_records import Damage
 from trainer.data.batch import Data
-from trainer.data.scan import Bad, Scan
+from trainer.data.scan import Scan
 from trainer.data.source import Source
 from trainer.errors import ConfigError, WriteError
 from trainer.version import __version__
@@ -123,7 +124,7 @@ class ShardWriter:
             OSError: the source cannot be reached.
         """
         aside = path.with_name(f'.tmp-{path.name}')
-        left_out: list[Bad] = []
+        left_out: list[Damage] = []
         numbers: dict[str, statistics.Numbers] = {}
         written = 0
         with _Records(aside, self._options.files) as records:
@@ -227,7 +228,7 @@ def _serialized(features: Mapping[str, np.ndarray], row: int, spec: example.Spec
     return example.serialize({name: values[row] for name, values in features.items()}, spec)
 
 
-def _damaged(split: str, bad: Bad) -> str:
+def _damaged(split: str, bad: Damage) -> str:
     return (
         f'A record of the split {split!r} is damaged: {bad.where}: {bad.reason}. Mend it, or leave '
         'out what is damaged with --on_bad_record=skip. Finished shards are kept.'

@@ -156,7 +156,10 @@ def _one_at_a_time(
 
 def reason(error: tf.errors.OpError) -> str:
     """Returns what an operation complains of, without its place in the graph."""
-    message = error.message.strip()
+    # What a function raised that was called and not read through a dataset begins with its place.
+    message = re.sub(
+        r'^Graph execution error:\s+(Detected at node .*\n(\s*File .*\n)*)?', '', error.message
+    ).strip()
     first = message.partition('\n')[0] if message else type(error).__name__
     first = re.sub(r'\{\{.*?\}\}|\[\[.*|\[Op:.*', '', first).strip()
     first = re.sub(r'^assertion failed: \[(.*)\]$', r'\1', first).replace("\\'", "'")

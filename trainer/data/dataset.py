@@ -83,7 +83,7 @@ def shards(dataset: dict[str, Any], split: str, directory: str) -> list[str]:
         OSError: the files cannot be reached.
     """
     known = {shard['file']: shard for shard in split_of(dataset, split, directory)['shards']}
-    for name, shard in known.items():
+    for shard in known.values():
         if wrong := wrong_with(shard, directory):
             raise ConfigError(f'{wrong} {_AGAIN}')
     inside = directory if files.is_url(directory) else glob.escape(directory)

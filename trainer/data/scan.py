@@ -1,35 +1,20 @@
 """All records of a source one after another, as numpy arrays, with the damaged ones apart."""
 
 import math
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from trainer.data.bad_records import Damage, reason
 from trainer.data.source import Source
 
 _BATCH_BYTES = 2**24
 _LARGEST_BATCH = 256
 # Of a string, whose length a spec does not tell.
 _STRING_BYTES = 2**10
-_LONGEST_REASON = 300  # Some hold the record itself.
 _DAMAGE = (tf.errors.InvalidArgumentError, tf.errors.DataLossError)
-
-
-class Bad(NamedTuple):
-    """A record that cannot be read.
-
-    Attributes:
-        record: its number.
-        where: what finds it in its file.
-        reason: what is wrong with it.
-    """
-
-    record: int
-    where: str
-    reason: str
 
 
 class Batch(NamedTuple):
@@ -43,7 +28,7 @@ class Batch(NamedTuple):
 
     records: np.ndarray
     features: dict[str, np.ndarray]
-    bad: list[Bad]
+    bad: list[Damage]
 
 
 class Scan:
@@ -66,7 +51,7 @@ class Scan:
         self.batch_size = max(1, min(_LARGEST_BATCH, _BATCH_BYTES // max(1, sum(sizes))))
         self._fetch = tf.function(
             source.fetch, input_signature=[tf.TensorSpec([None], tf.int64)], autograph=False
-        )
+        ).get_concrete_function()
 
     def fetch(self, records: np.ndarray) -> dict[str, np.ndarray]:
         """Returns each feature, [B, ...], of records, int64 [B].
@@ -89,7 +74,7 @@ class Scan:
         except _DAMAGE as error:
             if len(records) == 1:
                 number = int(records[0])
-                bad = Bad(number, self._source.where(number), reason(error))
+                bad = Damage(number, self._source.where(number), reason(error))
                 return Batch(records[:0], self._nothing, [bad])
         except tf.errors.OpError as error:
             raise OSError(reason(error)) from error
@@ -107,15 +92,3 @@ class Scan:
         """Yields the records in [first, end) in batches: int64 [B]."""
         for start in range(first, end, self.batch_size):
             yield np.arange(start, min(start + self.batch_size, end))
-
-
-def reason(error: tf.errors.OpError) -> str:
-    """Returns what went wrong in an operation, in one line, without where in the program."""
-    text = error.message.partition('\n\t [[')[0]
-    text = re.sub(r'^Graph execution error:\s+', '', text)
-    text = re.sub(r'^Detected at node .*\n(\s*File .*\n)*', '', text)
-    # What Python has raised comes with its traceback.
-    python, _, traceback = text.partition('\nTraceback (most recent call last):')
-    text = re.sub(r'^\s*[\w.]+: ', '', python) if traceback else text
-    text = ' '.join(text.replace('Name: <unknown>, ', '').split())
-    return text if len(text) <= _LONGEST_REASON else f'{text[:_LONGEST_REASON]}...'
