@@ -15,7 +15,7 @@ import gin
 import keras
 
 from trainer import gin_checks, gin_files
-from trainer.data import arrays, augment, digits, idx, prepared, tfrecord
+from trainer.data import arrays, augment, digits, idx, image_folder, prepared, tfrecord
 from trainer.data.batch import Data
 from trainer.data.source import Source
 from trainer.divergence import Divergence
@@ -54,6 +54,7 @@ _PARTS = (
     idx.idx,
     prepared.prepared,
     tfrecord.tfrecord,
+    image_folder.image_folder,
     augment.random_shift,
     augment.random_flip,
     augment.scale_images,

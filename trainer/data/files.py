@@ -1,12 +1,15 @@
 """Files wherever they lie: paths of this machine, or URLs such as s3://bucket/train-*.tfrecord."""
 
+import errno
 import functools
 import glob
 import hashlib
+import itertools
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +17,8 @@ from trainer.errors import ConfigError, nearest
 
 # Files held open for positional reads; more are opened again when they are needed.
 _OPEN_FILES = 256
+# Of what is looked at side by side.
+_THREADS = 16
 
 
 class Stat(NamedTuple):
@@ -66,6 +71,51 @@ def expand(paths: str | Sequence[str]) -> tuple[str, ...]:
         twice = next(path for path in found if found.count(path) > 1)
         raise ConfigError(f'The data file {twice!r} is named twice.')
     return tuple(found)
+
+
+def walk(directory: str) -> list[tuple[str, int]]:
+    """Returns all files below a directory: their paths in it, with '/' between, and sizes in bytes.
+
+    What begins with a dot is left out; links are followed. Folders and files are looked at side
+    by side, which is worth it where a disk is far away.
+
+    Raises:
+        OSError: a folder cannot be read, or a link leads nowhere.
+    """
+    if is_url(directory):
+        from trainer.data import remote
+
+        return remote.walk(directory)
+    names: list[str] = []
+    with ThreadPoolExecutor(_THREADS) as threads:
+        folders = ['']
+        while folders:
+            lists = list(threads.map(functools.partial(_look_into, directory), folders))
+            names += [name for within, _ in lists for name in within]
+            folders = [name for _, within in lists for name in within]
+        parts = [names[first : first + 1000] for first in range(0, len(names), 1000)]
+        sizes = threads.map(lambda part: [os.stat(f'{directory}/{n}').st_size for n in part], parts)
+        return list(zip(names, itertools.chain.from_iterable(sizes), strict=True))
+
+
+def _look_into(directory: str, folder: str) -> tuple[list[str], list[str]]:
+    """Returns the files and the folders in a folder, as paths in `directory`."""
+    found: tuple[list[str], list[str]] = ([], [])
+    path = f'{directory}/{folder}'
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name.startswith('.'):
+                continue
+            is_folder = entry.is_dir()
+            if is_folder and entry.is_symlink() and _leads_up(path, entry.path):
+                raise OSError(errno.ELOOP, 'The link leads to a folder that it lies in', entry.path)
+            found[is_folder].append(f'{folder}/{entry.name}' if folder else entry.name)
+    return found
+
+
+def _leads_up(folder: str, link: str) -> bool:
+    inside, target = os.path.realpath(folder), os.path.realpath(link)
+    return os.path.commonpath([inside, target]) == target
 
 
 def stat(path: str) -> Stat:

@@ -1,0 +1,159 @@
+"""From the bytes of image files to images of one shape, as fast as libjpeg allows.
+
+An image is shrunk by averaging over areas and enlarged bilinearly, each axis by itself: the
+choice that OpenCV recommends, free of moire, and with TensorFlow's kernels less than half the work
+of `antialias=True`. A JPEG far larger than needed is shrunk in part by libjpeg, which decodes it
+at 1/2, 1/4 or 1/8 of its size in less time than whole.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.data import image_header
+from trainer.data.image_header import Header
+
+FITS = ('crop', 'pad', 'stretch')
+Shape = tuple[int, int, int]
+
+# libjpeg shrinks to no less than twice the wanted size, and averaging does the rest: with 12
+# million pixels shrunk to 224 x 224, the result differs by 0.3 of 255 levels on average.
+_RATIOS = (1, 2, 4, 8)
+_MARGIN = 2
+_OTHER = len(_RATIOS)  # Which branch decodes what is no JPEG.
+
+
+def plan(contents: Sequence[bytes], shape: Shape, fit: str) -> tuple[list[bytes], np.ndarray]:
+    """Looks at the headers of image files and says how each is to be decoded.
+
+    Args:
+        contents: of the files.
+        shape: rows, columns and channels of the images to be made.
+        fit: one of `FITS`.
+
+    Returns:
+        What to decode of the contents, and int32 [B, 8], both for `decode`.
+
+    Raises:
+        BadRecord: A file is none of the images that can be read, or too large.
+    """
+    contents = list(contents)
+    plans = np.empty([len(contents), 8], np.int32)
+    for number, content in enumerate(contents):
+        header = image_header.header(content)
+        plans[number] = _plan(header, shape, fit)
+        if header.kind == 'gif':
+            contents[number] = image_header.first_frame(content)
+    return contents, plans
+
+
+def _plan(header: Header, shape: Shape, fit: str) -> list[int]:
+    """Returns the branch, the window of the decoded image, the size it gets, the orientation."""
+    wanted = shape[1::-1] if header.orientation >= 5 else shape[:2]
+    stored = header.rows, header.columns
+    branch = _OTHER
+    if header.kind == 'jpeg' and not (header.cmyk and shape[2] == 1):
+        window, size = _window(stored, wanted, fit)
+        spare = min(w / s for w, s in zip(window, size, strict=True)) / _MARGIN
+        branch = max(i for i, ratio in enumerate(_RATIOS) if ratio == 1 or ratio <= spare)
+        stored = tuple(-(-n // _RATIOS[branch]) for n in stored)
+    window, size = _window(stored, wanted, fit)
+    first = [(n - w) // 2 for n, w in zip(stored, window, strict=True)]
+    return [branch, *first, *window, *size, header.orientation]
+
+
+def _window(stored: Sequence[int], wanted: Sequence[int], fit: str) -> tuple[list[int], list[int]]:
+    """Returns which part is taken from the middle of an image, and the size it is brought to."""
+    scales = [n / size for n, size in zip(stored, wanted, strict=True)]
+    window, size = list(stored), list(wanted)
+    if fit == 'crop':
+        window = [max(1, round(n * min(scales))) for n in wanted]
+    elif fit == 'pad':
+        size = [max(1, round(n / max(scales))) for n in stored]
+    return window, size
+
+
+def decode(contents: tf.Tensor, plans: tf.Tensor, shape: Shape) -> tf.Tensor:
+    """Decodes images and brings them to one shape.
+
+    Args:
+        contents: string [B].
+        plans: int32 [B, 8]. Both are from `plan`.
+        shape: rows, columns and channels of the images.
+
+    Returns:
+        uint8 [B, rows, columns, channels].
+    """
+    return tf.map_fn(
+        lambda one: _decode(*one, shape),
+        (contents, plans),
+        fn_output_signature=tf.TensorSpec(shape, tf.uint8),
+    )
+
+
+def _decode(content: tf.Tensor, plan: tf.Tensor, shape: Shape) -> tf.Tensor:
+    channels = shape[2]
+
+    def jpeg(ratio: int) -> tf.Tensor:
+        # The accurate transform is as fast as the other, and that of most other programs.
+        return tf.io.decode_jpeg(content, channels, ratio, dct_method='INTEGER_ACCURATE')
+
+    def other() -> tf.Tensor:
+        return _with_channels(tf.io.decode_image(content, expand_animations=False), channels)
+
+    branches = [*(lambda ratio=ratio: jpeg(ratio) for ratio in _RATIOS), other]
+    image = tf.switch_case(plan[0], branches)
+    window = tf.concat([plan[3:5], [channels]], 0)
+    image = tf.slice(image, tf.concat([plan[1:3], [0]], 0), window)
+    image = _resize(image, plan[5:7])
+    image = tf.cond(plan[7] > 1, lambda: _upright(image, plan[7]), lambda: image)
+    missing = shape[:2] - tf.shape(image)[:2]
+    before = tf.concat([missing // 2, [0]], 0)
+    after = tf.concat([missing - missing // 2, [0]], 0)
+    image = tf.cond(
+        tf.reduce_any(missing > 0),
+        lambda: tf.pad(image, tf.stack([before, after], axis=1)),
+        lambda: image,
+    )
+    return tf.ensure_shape(image, shape)
+
+
+def _with_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
+    """Leaves out the transparency of an image, and makes it grey or coloured."""
+    stored = tf.shape(image)[2]
+    image = image[..., : stored - (1 - stored % 2)]
+    if channels == 1:
+        return tf.cond(
+            stored > 2, lambda: tf.image.rgb_to_grayscale(image[..., :3]), lambda: image[..., :1]
+        )
+    return tf.broadcast_to(image, tf.concat([tf.shape(image)[:2], [channels]], 0))
+
+
+def _resize(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    smaller = tf.minimum(tf.shape(image)[:2], size)
+
+    def area() -> tf.Tensor:
+        return tf.raw_ops.ResizeArea(images=image[tf.newaxis], size=smaller)
+
+    def resized() -> tf.Tensor:
+        shrunk = tf.cond(
+            tf.reduce_any(tf.shape(image)[:2] > smaller),
+            area,
+            lambda: tf.cast(image[tf.newaxis], tf.float32),
+        )
+        enlarged = tf.cond(
+            tf.reduce_any(size > smaller), lambda: tf.image.resize(shrunk, size), lambda: shrunk
+        )
+        return tf.cast(tf.round(enlarged[0]), tf.uint8)
+
+    return tf.cond(tf.reduce_all(tf.shape(image)[:2] == size), lambda: image, resized)
+
+
+def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Turns an image as its EXIF orientation, 1 to 8, says."""
+    turned = tf.cond(orientation >= 5, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+    # 1 and 5 stay so, 2 and 6 are mirrored left to right, 4 and 8 top to bottom, 3 and 7 both.
+    quarter = (orientation - 1) % 4
+    mirrored = tf.stack([quarter >= 2, (quarter + 1) // 2 == 1, False])
+    return tf.raw_ops.Reverse(tensor=turned, dims=mirrored)
