@@ -7,9 +7,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from trainer.data.batch import Data
 from trainer.data.digits import digits
 from trainer.data.image_folder import image_folder
-from trainer.data.pipeline import Data, train_batches
+from trainer.data.pipeline import train_batches
 from trainer.errors import ConfigError
 
 SHAPE = (16, 16, 1)
