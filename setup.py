@@ -16,6 +16,7 @@ TENSORFLOW_RANGE = '>=2.21,<2.22'
 # What some kinds of data need.
 DATA = {
     'records': ['array_record>=0.8,<0.9', 'google-crc32c>=1.6,<2'],
+    'arrow': ['pyarrow>=18,<27'],
 }
 
 setup(
@@ -29,7 +30,7 @@ setup(
     # In a wheel the configs lie inside the package; in a checkout, beside it.
     packages=[*find_packages(include=['trainer*', 'launch*']), 'trainer.configs'],
     package_dir={'trainer.configs': 'configs'},
-    package_data={'trainer.configs': ['*.gin', '*/*.gin'], 'trainer.data': ['*.npz']},
+    package_data={'trainer.configs': ['*.gin', '*/*.gin'], 'trainer.data': ['*.npz', '*.csv']},
     install_requires=[
         'absl-py>=2.1',
         'gin-config==0.5.*',

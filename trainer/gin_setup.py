@@ -15,7 +15,17 @@ import gin
 import keras
 
 from trainer import gin_checks, gin_files
-from trainer.data import arrays, augment, digits, idx, image_folder, prepared, tfrecord
+from trainer.data import (
+    arrays,
+    augment,
+    digits,
+    idx,
+    image_folder,
+    prepared,
+    table,
+    table_features,
+    tfrecord,
+)
 from trainer.data.batch import Data
 from trainer.data.source import Source
 from trainer.divergence import Divergence
@@ -55,6 +65,8 @@ _PARTS = (
     prepared.prepared,
     tfrecord.tfrecord,
     image_folder.image_folder,
+    table.table,
+    table_features.table_features,
     augment.random_shift,
     augment.random_flip,
     augment.scale_images,

@@ -9,14 +9,18 @@ from trainer import gin_files, gin_setup
 CONFIGS = gin_files.shipped_configs()
 RUNS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob('runs/*.gin'))
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob('*.gin'))
-LEFT_TO_THE_USER = ["MODEL_DIR = 'd'"]
+# What the user has to say, beside MODEL_DIR.
+LEFT_TO_THE_USER = {
+    'runs/mnist_cnn.gin': ["DATA_DIR = 'd'"],
+    'runs/prepared.gin': ["DATA_DIR = 'd'", 'INPUT_SHAPE = (28, 28, 1)', 'NUM_CLASSES = 10'],
+    'runs/table.gin': ["FILES = 'd.csv'", "LABEL = 'y'", 'NUM_CLASSES = 3'],
+    'runs/table_regression.gin': ["FILES = 'd.csv'", "LABEL = 'y'"],
+}
 
 
 def load(run, *more):
-    data = ["DATA_DIR = 'd'"] if 'mnist' in run or 'prepared' in run else []
-    if 'prepared' in run:
-        data += ['INPUT_SHAPE = (28, 28, 1)', 'NUM_CLASSES = 10']
-    gin_setup.load(gin_files.read([run, *more], [*LEFT_TO_THE_USER, *data]))
+    said = ["MODEL_DIR = 'd'", *LEFT_TO_THE_USER.get(run, ())]
+    gin_setup.load(gin_files.read([run, *more], said))
 
 
 def test_the_shipped_runs_are_there():
@@ -45,7 +49,9 @@ def test_models_and_optimizers_combine_freely(run, model, optimizer):
 def test_the_model_and_the_optimizer_of_every_run_can_be_built(run):
     load(run)
     model = gin.query_parameter('%MODEL').scoped_configurable_fn()
-    outputs = model(np.zeros((2, *gin.query_parameter('%INPUT_SHAPE')), np.float32))
+    # The data alone know how wide the vectors of a table are.
+    shape = gin_setup.parameter('%INPUT_SHAPE') or (7,)
+    outputs = model(np.zeros((2, *shape), np.float32))
     assert outputs.shape == (2, gin.query_parameter('%NUM_CLASSES'))
     if isinstance(gin.query_parameter('%STEPS'), int):
         optimizer = gin.query_parameter('%OPTIMIZER').scoped_configurable_fn()

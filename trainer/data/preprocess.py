@@ -20,8 +20,13 @@ class Adapted(abc.ABC):
     def state(self) -> dict[str, Any]:
         """All that was learnt, as `json` writes it and reads it again without a difference.
 
-        Reading it may take a pass over the data, once.
+        Asked for the first time it may take a pass over the data.
         """
+
+    @property
+    def resources(self) -> list:
+        """Lookup tables and the like that it uses: what a SavedModel must be told to take along."""
+        return []
 
     @abc.abstractmethod
     def with_state(self, state: dict[str, Any]) -> 'Adapted':

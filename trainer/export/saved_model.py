@@ -91,6 +91,8 @@ def export(
 
         archive = keras.export.ExportArchive()
         archive.track(built)
+        for resource in getattr(data.preprocess, 'resources', ()):
+            archive.track(resource)
         # A named spec is what gives an argument of the signature the feature's name.
         signature = {
             name: tf.TensorSpec(spec.shape, spec.dtype, name)
@@ -128,12 +130,19 @@ def _put_aside(target: Path) -> None:
     logging.warning('%s was of another state of step %s; it is %s now', target, target.name, aside)
 
 
+def _plain(tensor: tf.Tensor) -> np.ndarray:
+    """Returns a tensor as what a file of numpy's holds; of texts, their bytes in TensorFlow's."""
+    if tensor.dtype == tf.string:
+        return np.frombuffer(tf.io.serialize_tensor(tensor).numpy(), np.uint8)
+    return tensor.numpy()
+
+
 def _prove(aside: Path, serve: Callable, data: Data, tolerance: float) -> None:
     """Compares the SavedModel in a fresh process with `serve` here, on the first examples."""
     count = min(_EXAMPLES, data.source.num_examples)
     examples = data.source.fetch(tf.range(count, dtype=tf.int64))
     features = {name: examples[name] for name in raw_spec(data)}
-    np.savez(aside / 'features.npz', **{name: v.numpy() for name, v in features.items()})
+    np.savez(aside / 'features.npz', **{name: _plain(v) for name, v in features.items()})
     outputs = {name: v.numpy().astype(np.float32) for name, v in serve(features).items()}
     np.savez(aside / 'outputs.npz', **outputs)
     # By its path: the file alone, so that nothing of Phalanx is imported there.

@@ -11,8 +11,13 @@ def main(directory: str, tolerance: float) -> int:
     import tensorflow as tf
 
     signature = tf.saved_model.load(os.path.join(directory, 'model')).signatures['serving_default']
+
+    def tensor(name, array):
+        is_text = signature.structured_input_signature[1][name].dtype == tf.string
+        return tf.io.parse_tensor(array.tobytes(), tf.string) if is_text else tf.constant(array)
+
     with np.load(os.path.join(directory, 'features.npz')) as features:
-        got = signature(**{name: tf.constant(features[name]) for name in features.files})
+        got = signature(**{name: tensor(name, features[name]) for name in features.files})
     with np.load(os.path.join(directory, 'outputs.npz')) as expected:
         for name in expected.files:
             if name not in got:
