@@ -16,6 +16,7 @@ import keras
 
 from trainer import gin_checks, gin_files
 from trainer.data import (
+    array_record,
     arrays,
     augment,
     digits,
@@ -59,6 +60,7 @@ _PARTS = (
     Data,
     Keep,
     Divergence,
+    array_record.array_record,
     arrays.npz,
     digits.digits,
     idx.idx,

@@ -1,24 +1,28 @@
 """Files wherever they lie: paths of this machine, or URLs such as s3://bucket/train-*.tfrecord."""
 
+import contextlib
 import errno
 import functools
 import glob
 import hashlib
 import itertools
 import os
+import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from trainer.errors import ConfigError, nearest
 
-# Files held open for positional reads; more are opened again when they are needed.
-_OPEN_FILES = 256
+# Files held open: that many in any case, and up to a quarter of so many if the system lets us.
+_FEW_FILES, _MANY_FILES = 200, 2**16
 # Of what is looked at side by side.
 _THREADS = 16
+
+T = TypeVar('T')
 
 
 class Stat(NamedTuple):
@@ -154,7 +158,7 @@ def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
         from trainer.data import remote
 
         return remote.read_ranges(ranges)
-    return [_opened.read(*each) for each in ranges]
+    return [_opened.get(path).read(offset, length) for path, offset, length in ranges]
 
 
 def fingerprint(path: str, edge: int = 2**16) -> str:
@@ -167,47 +171,72 @@ def fingerprint(path: str, edge: int = 2**16) -> str:
     return hashlib.sha256(b'%d\n' % size + b''.join(read_ranges(parts))).hexdigest()
 
 
-class _Descriptors:
-    """Descriptors of the files read last, shared by all threads."""
+class HeldOpen(Generic[T]):
+    """Files held open for all threads, the longest open given up when there are too many.
 
-    def __init__(self):
+    Args:
+        opener: opens a path. What it returns closes itself when nobody refers to it any more.
+    """
+
+    def __init__(self, opener: Callable[[str], T]):
+        self._opener = opener
         self._lock = threading.Lock()
-        self._descriptors: OrderedDict[str, _Descriptor] = OrderedDict()
+        self._held: OrderedDict[str, T] = OrderedDict()
 
-    def read(self, path: str, offset: int, length: int) -> bytes:
+    def get(self, path: str) -> T:
         # A look without the lock, as millions of small records are read one by one.
-        descriptor = self._descriptors.get(path) or self._open(path)
-        content = os.pread(descriptor.number, length, offset)
+        held = self._held.get(path)
+        return self._open(path) if held is None else held
+
+    def forget(self, path: str) -> None:
+        with self._lock:
+            self._held.pop(path, None)
+
+    def _open(self, path: str) -> T:
+        opened = self._opener(path)
+        with self._lock:
+            if len(self._held) >= _FEW_FILES and len(self._held) >= _limit():
+                self._held.popitem(last=False)
+            return self._held.setdefault(path, opened)
+
+
+@functools.cache
+def _limit() -> int:
+    """Returns how many files may be held open for one purpose, a quarter of what a process may.
+
+    The usual limit of 1,024 is from when programs could not count further. Each process may raise
+    its own as far as the system lets it, and one that reads that many files does.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, _MANY_FILES)
+    if soft == resource.RLIM_INFINITY:
+        return wanted // 4
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+        soft = max(soft, wanted)
+    return soft // 4
+
+
+class _Descriptor:
+    """A file open for positional reads."""
+
+    def __init__(self, path: str):
+        self._number = -1
+        self._number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, offset: int, length: int) -> bytes:
+        content = os.pread(self._number, length, offset)
         while len(content) < length:  # At the end, or more than one call may return.
-            more = os.pread(descriptor.number, length - len(content), offset + len(content))
+            more = os.pread(self._number, length - len(content), offset + len(content))
             if not more:
                 break
             content += more
         return content
 
-    def forget(self, path: str) -> None:
-        with self._lock:
-            self._descriptors.pop(path, None)
-
-    def _open(self, path: str) -> '_Descriptor':
-        opened = _Descriptor(path)
-        with self._lock:
-            if len(self._descriptors) >= _OPEN_FILES:
-                self._descriptors.popitem(last=False)
-            return self._descriptors.setdefault(path, opened)
-
-
-class _Descriptor:
-    """Closed when the last one who reads by it lets go of it."""
-
-    def __init__(self, path: str):
-        self.number = -1
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
     def __del__(self, close=os.close):
-        if self.number >= 0:
-            close(self.number)
+        if self._number >= 0:
+            close(self._number)
 
 
-_opened = _Descriptors()
-os.register_at_fork(after_in_child=functools.partial(_Descriptors.__init__, _opened))
+_opened = HeldOpen(_Descriptor)
+os.register_at_fork(after_in_child=functools.partial(HeldOpen.__init__, _opened, _Descriptor))

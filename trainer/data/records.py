@@ -1,8 +1,8 @@
-"""What the sources of serialised records share: bytes by number, then parsing in the graph."""
+"""What the sources of serialised records in files share: runs of neighbours, parsing, places."""
 
 import abc
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -11,31 +11,34 @@ from trainer.data import example
 from trainer.data.source import Features, Source
 
 
-class Records(Source):
-    """A source of records that are serialised `tf.train.Example`s.
+class Runs(NamedTuple):
+    """R runs of neighbouring records of one file each.
 
-    Args:
-        features: what the records hold, see `example.spec`.
-        bounds: feature -> least and greatest value, where they are known.
-
-    Raises:
-        ConfigError: `features` cannot be.
+    Attributes:
+        file: int64 [R], the numbers of the files.
+        begin, end: int64 [R], record numbers, the end exclusive.
     """
 
-    def __init__(
-        self,
-        features: Mapping[str, Any],
-        bounds: Mapping[str, Sequence[float]] | None = None,
-    ):
-        self._spec = example.spec(features)
-        self._bounds = dict(bounds or {})
+    file: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+
+
+class Records(Source):
+    """A source of records in files, each a serialised `tf.train.Example`.
+
+    Args:
+        paths: the files.
+        firsts: int64 [len(paths) + 1], the number of each file's first record, and of all records.
+        features: what the records hold, from `example.spec`.
+    """
+
+    def __init__(self, paths: Sequence[str], firsts: np.ndarray, features: example.Spec):
+        self._paths, self._firsts, self._features = paths, firsts, features
 
     @abc.abstractmethod
-    def read(self, indices: np.ndarray) -> Sequence[bytes]:
-        """Returns the serialised records of some numbers; called in several threads at once.
-
-        Args:
-            indices: int64 [B].
+    def _read(self, runs: Runs) -> Sequence[bytes]:
+        """Returns the records of all runs, one after another; called in several threads at once.
 
         Raises:
             BadRecord: one is damaged.
@@ -43,21 +46,43 @@ class Records(Source):
         """
 
     @property
+    def num_examples(self) -> int:
+        return int(self._firsts[-1])
+
+    @property
     def element_spec(self) -> dict[str, tf.TensorSpec]:
-        return example.element_spec(self._spec)
+        return example.element_spec(self._features)
 
     def fetch(self, indices: tf.Tensor) -> Features:
-        # To TensorFlow a stateful function is one whose calls it must not reorder: with op
-        # determinism on, only one batch at a time would be read.
-        serialized = tf.numpy_function(self._strings, [indices], tf.string, stateful=False)
-        return example.parse(tf.ensure_shape(serialized, indices.shape[:1]), self._spec)
+        # Called stateful, TensorFlow would keep the calls in order: with op determinism on, only
+        # one batch at a time would be read.
+        serialized = tf.numpy_function(self.read, [indices], tf.string, stateful=False)
+        return example.parse(tf.ensure_shape(serialized, indices.shape[:1]), self._features)
 
-    def bounds(self, feature: str) -> tuple[float, float] | None:
-        found = self._bounds.get(feature)
-        return None if found is None else (float(found[0]), float(found[1]))
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Returns records as they are stored, in the order asked for.
 
-    def _strings(self, indices: np.ndarray) -> np.ndarray:
-        # An array of objects: one of numpy's strings would lose zeros at the end.
-        strings = np.empty(len(indices), object)
-        strings[:] = self.read(indices)
-        return strings
+        Args:
+            indices: int64 [B], B at least 1.
+
+        Returns:
+            [B], an array of `bytes`: one of numpy's strings would lose zeros at the end.
+
+        Raises:
+            BadRecord: one is damaged.
+            OSError: a file is out of reach.
+        """
+        order = np.argsort(indices)
+        ordered = indices[order]
+        file = np.searchsorted(self._firsts, ordered, 'right') - 1
+        apart = (np.diff(ordered) != 1) | (np.diff(file) != 0)
+        begin = np.concatenate([[0], np.flatnonzero(apart) + 1])
+        end = np.append(begin[1:], len(ordered))
+        contents = self._read(Runs(file[begin], ordered[begin], ordered[end - 1] + 1))
+        records = np.empty(len(order), object)
+        records[order] = contents
+        return records
+
+    def where(self, index: int) -> str:
+        file = int(np.searchsorted(self._firsts, index, 'right')) - 1
+        return f'{self._paths[file]}, record {index - int(self._firsts[file])}'

@@ -10,7 +10,6 @@ checks them too takes as long as reading everything.
 
 import functools
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
@@ -37,12 +36,14 @@ class Index(NamedTuple):
         positions: uint64 [N + 1], where each record begins, and the end of all; on disk.
         checksums: uint32 [N], of the contents, as the files have them; on disk.
         starts: int64 [F + 1], where each file begins, and the end of all.
+        firsts: int64 [F + 1], the number of each file's first record, and of all records.
         fingerprint: sha256, in hex digits, over lengths and checksums of all records.
     """
 
     positions: np.ndarray
     checksums: np.ndarray
     starts: np.ndarray
+    firsts: np.ndarray
     fingerprint: str
 
 
@@ -54,14 +55,14 @@ def index(paths: Sequence[str]) -> Index:
         OSError: a file is out of reach.
     """
     directory = kept.keep('tfrecord-index-1', paths, functools.partial(_build, paths))
-    about = json.loads((directory / 'index.json').read_text(encoding='utf-8'))
+    fingerprint = (directory / 'fingerprint').read_text(encoding='ascii')
     positions = np.memmap(directory / 'positions', '<u8', 'r')
     checksums = np.memmap(directory / 'checksums', '<u4', 'r')
-    if len(positions) != about['records'] + 1 or len(checksums) != about['records']:
+    starts, firsts = np.load(directory / 'files.npy')
+    if not len(positions) - 1 == len(checksums) == firsts[-1]:
         raise ConfigError(f'{directory} is damaged. Delete it; it will be made again.')
-    starts = np.fromfile(directory / 'starts', '<i8')
     # As plain arrays: a memmap does more than numpy at each access.
-    return Index(np.asarray(positions), np.asarray(checksums), starts, about['fingerprint'])
+    return Index(np.asarray(positions), np.asarray(checksums), starts, firsts, fingerprint)
 
 
 def masked_checksums(contents: Sequence[bytes]) -> np.ndarray:
@@ -84,7 +85,7 @@ def _crc32c():
 
 
 def _build(paths: Sequence[str], directory: Path) -> None:
-    digest, ends, end, count = hashlib.sha256(), [0], 0, 0
+    digest, starts, firsts = hashlib.sha256(), [0], [0]
     with (
         open(directory / 'positions', 'wb') as positions,
         open(directory / 'checksums', 'wb') as checksums,
@@ -93,20 +94,19 @@ def _build(paths: Sequence[str], directory: Path) -> None:
         positions.write(bytes(8))
         try:
             for lengths, sums in pool.map(_scan, paths):
-                record_ends = end + np.cumsum(lengths + np.uint64(_FRAME))
-                positions.write(record_ends.astype('<u8').tobytes())
+                ends = np.cumsum(lengths + np.uint64(_FRAME)) + np.uint64(starts[-1])
+                positions.write(ends.astype('<u8').tobytes())
                 checksums.write(sums.astype('<u4').tobytes())
                 both = np.empty(len(sums), [('length', '<u8'), ('checksum', '<u4')])
                 both['length'], both['checksum'] = lengths, sums
                 digest.update(both)
-                count, end = count + len(sums), int(record_ends[-1])
-                ends.append(end)
+                starts.append(int(ends[-1]))
+                firsts.append(firsts[-1] + len(sums))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    np.array(ends, '<i8').tofile(directory / 'starts')
-    about = {'records': count, 'fingerprint': digest.hexdigest()}
-    (directory / 'index.json').write_text(json.dumps(about), encoding='utf-8')
+    np.save(directory / 'files.npy', np.array([starts, firsts], np.int64))
+    (directory / 'fingerprint').write_text(digest.hexdigest(), encoding='ascii')
 
 
 def _scan(path: str) -> tuple[np.ndarray, np.ndarray]:
