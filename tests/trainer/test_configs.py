@@ -10,9 +10,12 @@ CONFIGS = gin_files.shipped_configs()
 RUNS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob('runs/*.gin'))
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob('*.gin'))
 # What the user has to say, beside MODEL_DIR.
+_IMAGES = ['INPUT_SHAPE = (28, 28, 1)', 'NUM_CLASSES = 10']
 LEFT_TO_THE_USER = {
+    'runs/array_record.gin': ["TRAIN_FILES = 'a'", "EVAL_FILES = 'b'", *_IMAGES],
+    'runs/tfrecord.gin': ["TRAIN_FILES = 'a'", "EVAL_FILES = 'b'", *_IMAGES],
     'runs/mnist_cnn.gin': ["DATA_DIR = 'd'"],
-    'runs/prepared.gin': ["DATA_DIR = 'd'", 'INPUT_SHAPE = (28, 28, 1)', 'NUM_CLASSES = 10'],
+    'runs/prepared.gin': ["DATA_DIR = 'd'", *_IMAGES],
     'runs/table.gin': ["FILES = 'd.csv'", "LABEL = 'y'", 'NUM_CLASSES = 3'],
     'runs/table_regression.gin': ["FILES = 'd.csv'", "LABEL = 'y'"],
 }
