@@ -16,6 +16,9 @@ TENSORFLOW_RANGE = '>=2.21,<2.22'
 # What some kinds of data need.
 DATA = {
     'records': ['array_record>=0.8,<0.9', 'google-crc32c>=1.6,<2'],
+    's3': ['s3fs>=2025.3,<2027'],
+    'gcs': ['gcsfs>=2025.3,<2027'],
+    'http': ['fsspec[http]>=2025.3,<2027'],
     'arrow': ['pyarrow>=18,<27'],
 }
 
@@ -49,7 +52,9 @@ setup(
         **DATA,
         'dev': [
             *(package for packages in DATA.values() for package in packages),
+            'gcp-storage-emulator>=2024.8.3',
             'matplotlib>=3.8,<4',
+            'moto[server]>=5,<6',
             'pytest>=8',
             'pytest-xdist>=3',
             'ruff>=0.17,<0.18',

@@ -13,7 +13,7 @@ from absl.flags import FLAGS
 from trainer import flags, gin_files
 from trainer.cluster import from_environ
 from trainer.console import hidden_stderr, set_up_logging
-from trainer.errors import ConfigError, Diverged, Preempted, WriteError
+from trainer.errors import ConfigError, Diverged, Preempted, ReadError, WriteError
 from trainer.observe import phases
 
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         FLAGS.mark_as_parsed()  # Or absl says that nobody has parsed them.
         logging.use_absl_handler()
         _run(options)
-    except (ConfigError, Diverged, Preempted, WriteError) as error:
+    except (ConfigError, Diverged, Preempted, ReadError, WriteError) as error:
         if logging.get_verbosity() > logging.INFO:
             traceback.print_exc()
         # Gin appends where the exception passed through it.

@@ -1,4 +1,4 @@
-"""The four ways in which a run ends before its time, each with its own exit code."""
+"""The ways in which a run ends before its time, each with its own exit code."""
 
 import difflib
 from collections.abc import Iterable
@@ -44,6 +44,12 @@ class Diverged(RuntimeError):
 
 class WriteError(RuntimeError):
     """What a run must leave behind could not be written (exit code 1)."""
+
+    exit_code = 1
+
+
+class ReadError(OSError):
+    """Data are out of reach, however often they were asked for (exit code 1)."""
 
     exit_code = 1
 

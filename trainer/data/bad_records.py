@@ -16,10 +16,12 @@ import tensorflow as tf
 from absl import logging
 
 from trainer.data.source import Features, Source
-from trainer.errors import BadRecord, ConfigError
+from trainer.errors import BadRecord, ConfigError, ReadError
 
 # What TensorFlow makes of BadRecord, and raises itself for what it cannot parse or decode.
 _DAMAGE = (tf.errors.InvalidArgumentError, tf.errors.DataLossError)
+# An OSError that Python raised, within what TensorFlow makes of it.
+_OUT_OF_REACH = re.compile(r'\b(?:ReadError: |\w*Error: (?=\[Errno \d+\]))(.+)')
 # Beyond this share of what was read it is not damage: these are not the data that were meant.
 _MOST, _AT_LEAST = 0.1, 100
 _SHOWN = 20
@@ -184,10 +186,14 @@ def told(
 
     Raises:
         ConfigError: a record is damaged or, if such are left out, far too many are.
+        ReadError: a file is out of reach.
     """
     try:
         yield
     except tf.errors.OpError as error:
+        unread = _OUT_OF_REACH.search(error.message)
+        if unread:
+            raise ReadError(unread[1]) from error
         if skips:
             if listing.is_too_much:
                 raise ConfigError(listing.complaint()) from error

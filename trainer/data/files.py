@@ -30,7 +30,8 @@ class Stat(NamedTuple):
 
     Attributes:
         size: in bytes.
-        version: changes when the contents do: the time of the last change, or the store's tag.
+        version: changes when the contents do: the time of the last change, or the store's tag;
+            empty where a server tells neither.
     """
 
     size: int
@@ -56,25 +57,30 @@ def expand(paths: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         ConfigError: a path or pattern matches no file.
     """
-    found: list[str] = []
-    for pattern in [paths] if isinstance(paths, str) else paths:
-        if is_url(pattern):
-            from trainer.data import remote
+    patterns = [paths] if isinstance(paths, str) else paths
+    urls = [pattern for pattern in patterns if is_url(pattern)]
+    if urls:
+        from trainer.data import remote
 
-            matches = remote.expand(pattern)
-        else:
-            pattern = os.path.expanduser(pattern)
-            plain = not glob.has_magic(pattern) or os.path.exists(pattern)
-            matches = [pattern] if plain else sorted(glob.glob(pattern, recursive=True))
-            matches = [path for path in matches if os.path.isfile(path)]
-        if not matches:
-            there = [] if is_url(pattern) else map(str, Path(pattern).parent.glob('*'))
-            raise ConfigError(f'There is no data file {pattern!r}.{nearest(pattern, there)}')
-        found += matches
+        urls = dict(zip(urls, remote.expand(urls), strict=True))
+    found = [
+        path for each in patterns for path in (urls[each] if each in urls else _expand_local(each))
+    ]
     if len(set(found)) < len(found):
         twice = next(path for path in found if found.count(path) > 1)
         raise ConfigError(f'The data file {twice!r} is named twice.')
     return tuple(found)
+
+
+def _expand_local(pattern: str) -> list[str]:
+    pattern = os.path.expanduser(pattern)
+    plain = not glob.has_magic(pattern) or os.path.exists(pattern)
+    matches = [pattern] if plain else sorted(glob.glob(pattern, recursive=True))
+    matches = [path for path in matches if os.path.isfile(path)]
+    if not matches:
+        there = map(str, Path(pattern).parent.glob('*'))
+        raise ConfigError(f'There is no data file {pattern!r}.{nearest(pattern, there)}')
+    return matches
 
 
 def walk(directory: str) -> list[tuple[str, int]]:
@@ -154,11 +160,17 @@ def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
     Raises:
         OSError: one cannot be read; of a URL, after several tries.
     """
-    if any(is_url(each.path) for each in ranges):
-        from trainer.data import remote
+    far = [each for each in ranges if is_url(each.path)]
+    if not far:
+        return [_read_local(each) for each in ranges]
+    from trainer.data import remote
 
-        return remote.read_ranges(ranges)
-    return [_opened.get(path).read(offset, length) for path, offset, length in ranges]
+    came = iter(remote.read_ranges(far))
+    return [next(came) if is_url(each.path) else _read_local(each) for each in ranges]
+
+
+def _read_local(part: Range) -> bytes:
+    return _opened.get(part.path).read(part.offset, part.length)
 
 
 def fingerprint(path: str, edge: int = 2**16) -> str:

@@ -1,0 +1,254 @@
+import contextlib
+import functools
+import http.server
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from tests import faults, servers
+from tests.processes import environment
+from trainer.data import files, remote, stores
+from trainer.errors import ConfigError, ReadError
+
+SIZE = 1_500_000
+STORES = {
+    's3': (servers.s3, f's3://{servers.BUCKET}'),
+    'gcs': (servers.gcs, f'gs://{servers.BUCKET}'),
+    'http': (servers.http, 'http://127.0.0.1:{port}'),
+}
+
+
+@pytest.fixture(scope='module')
+def directory(tmp_path_factory):
+    directory = tmp_path_factory.mktemp('objects')
+    (directory / 'd').mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        (directory / 'd' / f'train-{number}.bin').write_bytes(rng.bytes(SIZE))
+    (directory / 'd' / 'large.bin').write_bytes(rng.bytes(10_000_000))
+    return directory
+
+
+@pytest.fixture(scope='module')
+def port(directory):
+    with servers.http(directory) as port:
+        yield port
+
+
+@pytest.fixture
+def network(port, monkeypatch):
+    """A function: faults -> URL of the directory, through a proxy that has them."""
+    monkeypatch.setattr(remote, '_client', remote._Client())
+    monkeypatch.setenv('PHALANX_READ_SECONDS', '6')
+    with contextlib.ExitStack() as stack:
+
+        def network(**options):
+            network.proxy = stack.enter_context(faults.Faults(port, **options))
+            return f'http://127.0.0.1:{network.proxy.port}/d'
+
+        yield network
+
+
+def ranges(url, count=40, length=500):
+    """Parts of three files, too far apart to come by one request."""
+    return [
+        files.Range(f'{url}/train-{number % 3}.bin', number * 37_000, length)
+        for number in range(count)
+    ]
+
+
+def expected(directory, parts):
+    return [
+        (directory / 'd' / part.path.rpartition('/')[2]).read_bytes()[part.offset :][: part.length]
+        for part in parts
+    ]
+
+
+def test_a_pattern_gives_its_objects_in_order_of_names(network):
+    url = network()
+    assert files.expand(f'{url}/train-*.bin') == tuple(f'{url}/train-{n}.bin' for n in range(3))
+    assert files.expand([f'{url}/train-2.bin', f'{url}/train-0.bin'])[0].endswith('train-2.bin')
+    assert files.stat(f'{url}/train-0.bin').size == SIZE
+
+
+def test_an_object_that_is_not_there_is_told_with_the_nearest(network):
+    url = network()
+    with pytest.raises(ConfigError, match=r"no data file '.*train-7.*mean '.*train-"):
+        files.expand(f'{url}/train-7.bin')
+    with pytest.raises(ConfigError, match=r"no data file '.*tain"):
+        files.expand(f'{url}/tain-*.bin')
+    with pytest.raises(ConfigError, match='no data file'):
+        files.expand(f'{url}/nowhere/train-*.bin')
+
+
+def test_parts_are_what_the_files_hold_and_end_where_they_end(network, directory):
+    url = network()
+    parts = [
+        *ranges(url),
+        files.Range(f'{url}/train-0.bin', 7, 90_000),
+        files.Range(f'{url}/train-0.bin', SIZE - 10, 100),
+        files.Range(f'{url}/train-0.bin', SIZE + 10, 100),
+        files.Range(f'{url}/train-1.bin', 100, 0),
+        files.Range(f'{url}/large.bin', 0, 10_000_000),
+        files.Range(f'{url}/large.bin', 5_000_000, 5),
+    ]
+    assert files.read_ranges(parts) == expected(directory, parts)
+    assert files.read(f'{url}/large.bin') == (directory / 'd' / 'large.bin').read_bytes()
+
+
+def test_an_empty_object_is_empty(network, directory):
+    (directory / 'd' / 'empty.bin').touch()
+    url = f'{network()}/empty.bin'
+    assert files.expand(url) == (url,)
+    assert files.read(url) == b''
+    (directory / 'd' / 'empty.bin').unlink()  # The emulator of Google's store takes none.
+
+
+def test_random_parts_in_one_call_may_overlap(network, directory):
+    url, rng = network(), np.random.default_rng(0)
+    parts = [
+        files.Range(f'{url}/large.bin', int(offset), int(length))
+        for offset, length in zip(
+            rng.integers(0, 10_000_000, 60), 2 ** rng.integers(0, 23, 60), strict=True
+        )
+    ]
+    assert files.read_ranges(parts) == expected(directory, parts)
+
+
+def test_neighbours_come_by_one_request(network):
+    url = network()
+    files.expand(f'{url}/train-0.bin')
+    before = network.proxy.requests
+    files.read_ranges([files.Range(f'{url}/train-0.bin', 1000 * n, 400) for n in range(200)])
+    assert network.proxy.requests == before + 1
+
+
+def test_local_and_remote_parts_come_in_the_order_asked_for(network, directory):
+    url = network()
+    parts = [
+        files.Range(path, 10, 20)
+        for path in (f'{url}/train-0.bin', str(directory / 'd/train-1.bin'), f'{url}/train-2.bin')
+    ]
+    assert files.read_ranges(parts) == expected(directory, parts)
+
+
+@pytest.mark.parametrize('kind', faults.ALL)
+def test_what_fails_once_is_read_again(network, directory, kind):
+    parts = ranges(network(every=3, kinds=[kind]), count=12)
+    assert files.read_ranges(parts) == expected(directory, parts)
+    assert network.proxy.injected >= 4
+
+
+def test_an_outage_ends_with_a_sentence(network, monkeypatch):
+    monkeypatch.setenv('PHALANX_READ_SECONDS', '1')
+    url = network()
+    files.expand(f'{url}/train-0.bin')
+    network.proxy.out = True
+    with pytest.raises(ReadError, match=r'train-0.bin could not be .* \d+ tries and \d.\d s: .*\w'):
+        files.read(f'{url}/train-0.bin', 0, 10)
+    network.proxy.out = False
+    assert len(files.read(f'{url}/train-0.bin', 0, 10)) == 10
+
+
+def test_what_the_store_refuses_is_not_asked_again(network):
+    url = network()
+    with pytest.raises(ReadError, match=r'in 1 try and .*: there is no such object'):
+        files.stat(f'{url}/train-7.bin')
+    assert network.proxy.requests == 1
+
+
+def test_an_object_that_has_changed_is_noticed(network, directory):
+    url = network()
+    path = directory / 'd' / 'changing.bin'
+    path.write_bytes(b'a' * 1000)
+    files.expand(f'{url}/changing.bin')
+    path.write_bytes(b'b' * 2000)
+    with pytest.raises(ReadError, match='not the object any more'):
+        files.read_ranges([files.Range(f'{url}/changing.bin', 0, 10)])
+    files.expand(f'{url}/changing.bin')  # A new start takes it as it is.
+    assert files.read(f'{url}/changing.bin') == b'b' * 2000
+
+
+def test_reads_of_several_threads_run_side_by_side(network, directory):
+    url = network(latency=0.5)
+    parts = ranges(url, count=24)
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(lambda part: files.read_ranges([part])[0], parts))
+    assert read == expected(directory, parts)
+    assert network.proxy.most >= 6
+
+
+def test_a_forked_process_reads_for_itself(network, directory):
+    program = f"""
+import os
+from trainer.data import files
+url = '{network()}/train-0.bin'
+before = files.read(url)
+child = os.fork()
+if not child:
+    os._exit(0 if files.read(url) == before else 1)
+assert os.waitpid(child, 0)[1] == 0 and files.read(url) == before
+"""
+    subprocess.run([sys.executable, '-c', program], check=True, env=environment(), timeout=60)
+
+
+def test_a_server_that_does_not_serve_parts_is_told(directory, network):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=directory)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            with pytest.raises(ConfigError, match='does not serve parts'):
+                files.expand(f'http://127.0.0.1:{server.server_port}/d/train-0.bin')
+        finally:
+            server.shutdown()
+
+
+def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr(remote, '_client', remote._Client())
+    monkeypatch.setitem(sys.modules, 's3fs', None)
+    with pytest.raises(ConfigError, match=r"s3fs is not installed.*pip install 'phalanx\[s3\]'"):
+        files.expand('s3://bucket/train.tfrecord')
+
+
+def test_an_unknown_kind_of_store_is_told_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"'htps://host/x'.*Did you mean 'https'"):
+        files.expand('htps://host/x')
+
+
+def test_messages_hide_keys():
+    assert stores.shown('https://me:secret@host/a?Signature=x') == 'https://host/a?...'
+    assert stores.shown('s3://bucket/a?b@c') == 's3://bucket/a?b@c'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('store', STORES)
+def test_every_store_gives_the_same_bytes_through_every_fault(store, directory, monkeypatch):
+    serve, url = STORES[store]
+    monkeypatch.setattr(remote, '_client', remote._Client())
+    monkeypatch.setenv('PHALANX_READ_SECONDS', '6')
+    with serve(directory) as port, faults.Faults(port, every=4) as proxy:
+        for name, value in servers.clients(proxy.port).items():
+            monkeypatch.setenv(name, value)
+        url = url.format(port=proxy.port) + '/d'
+        names = [f'{url}/train-{number}.bin' for number in range(3)]
+        assert files.expand(f'{url}/train-*.bin') == tuple(names)
+        listed = [files.stat(name) for name in names]
+        if store != 'http':
+            assert files.expand(f'{url[:-2]}/**/train-[01].bin') == tuple(names[:2])
+        assert files.expand(names) == tuple(names)
+        assert [files.stat(name) for name in names] == listed
+        assert listed[0].size == SIZE
+        for parts in (ranges(url), [files.Range(f'{url}/large.bin', 0, 10_000_000)]):
+            assert files.read_ranges(parts) == expected(directory, parts)
+        assert proxy.injected >= 5
+        with pytest.raises(ConfigError, match=r"no data file '.*train-7.bin'.* Did you mean"):
+            files.expand(f'{url}/train-7.bin')
+        with pytest.raises(ConfigError, match='no data file'):
+            files.expand(f'{url}/tain-*')
+        proxy.out = True
+        with pytest.raises(ReadError, match=r'train-0.bin could not be read, in \d+ tries'):
+            files.read(names[0], 0, 10)
