@@ -14,6 +14,7 @@ _IMAGES = ['INPUT_SHAPE = (28, 28, 1)', 'NUM_CLASSES = 10']
 LEFT_TO_THE_USER = {
     'runs/array_record.gin': ["TRAIN_FILES = 'a'", "EVAL_FILES = 'b'", *_IMAGES],
     'runs/tfrecord.gin': ["TRAIN_FILES = 'a'", "EVAL_FILES = 'b'", *_IMAGES],
+    'runs/image_folder.gin': ["DATA_DIR = 'd'", 'NUM_CLASSES = 10'],
     'runs/mnist_cnn.gin': ["DATA_DIR = 'd'"],
     'runs/prepared.gin': ["DATA_DIR = 'd'", *_IMAGES],
     'runs/table.gin': ["FILES = 'd.csv'", "LABEL = 'y'", 'NUM_CLASSES = 3'],
