@@ -31,7 +31,9 @@ from trainer.data import (
     tfrecord,
 )
 from trainer.data.batch import Data
+from trainer.data.mixture import mixture
 from trainer.data.source import Source
+from trainer.data.subset import subset
 from trainer.divergence import Divergence
 from trainer.errors import ConfigError
 from trainer.evaluate import evaluate as _evaluate
@@ -61,6 +63,8 @@ train, evaluate, export, build_strategy, meet, _sources = (
 
 _PARTS = (
     Data,
+    mixture,
+    subset,
     Keep,
     Divergence,
     array_record.array_record,

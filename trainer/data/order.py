@@ -21,6 +21,7 @@ raw operation. A block has at least 16 bits, so below some 1,000 records a walk 
 takes 65,536 / num_examples * 30 ns.
 """
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -143,6 +144,12 @@ def fold(seeds: tf.Tensor, number: int) -> tf.Tensor:
         number: In [0, 2**60).
     """
     return _key(_hash(seeds, _FOLD_INDEX + number))
+
+
+def other_seed(seed: int, purpose: str) -> int:
+    """Returns a seed for another purpose, in [0, 2**31), from that of a run or a split."""
+    digest = hashlib.sha256(f'{seed} {purpose}'.encode()).digest()
+    return int.from_bytes(digest[:4], 'big') % _WORD
 
 
 def _shuffle(index: tf.Tensor, keys: tf.Tensor, max_index: int) -> tf.Tensor:

@@ -1,0 +1,79 @@
+"""Part of a source, such as what is held out for evaluation."""
+
+import hashlib
+
+import tensorflow as tf
+
+from trainer.data import order
+from trainer.data.source import Features, Source
+from trainer.errors import ConfigError
+
+
+class Subset(Source):
+    """The examples from one fraction to another of a source in a fixed random order.
+
+    Subsets of the same source and seed whose ranges do not overlap have no example in common, and
+    ranges that follow each other leave none out, so 10 % are held out by `end=0.1` for evaluation
+    and `begin=0.1` for training. Which examples these are depends on their number and the seed.
+
+    Args:
+        source: the whole.
+        begin, end: fractions from 0 to 1, rounded to whole examples.
+        seed: of the split, in [0, 2**31); it has nothing to do with the seed of a run.
+
+    Raises:
+        ConfigError: the range is not one, or holds no example.
+    """
+
+    def __init__(self, source: Source, begin: float = 0.0, end: float = 1.0, seed: int = 0):
+        if not 0 <= begin < end <= 1:
+            raise ConfigError(
+                f'A subset from {begin!r} to {end!r} is none: begin and end are fractions from 0 '
+                'to 1, and begin is the smaller one.'
+            )
+        if not 0 <= seed < 2**31:
+            raise ConfigError(f'subset.seed is {seed!r}; it must be from 0 to 2**31 - 1.')
+        total = source.num_examples
+        self._source, self._seed = source, seed
+        self._first, self._end = round(begin * total), round(end * total)
+        if self._first == self._end:
+            raise ConfigError(
+                f'The subset from {begin} to {end} of {total} examples holds none of them.'
+            )
+
+    @property
+    def num_examples(self) -> int:
+        return self._end - self._first
+
+    @property
+    def element_spec(self) -> dict[str, tf.TensorSpec]:
+        return self._source.element_spec
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over that of the whole, and which part it is."""
+        part = (self._source.fingerprint, self._first, self._end, self._seed)
+        return hashlib.sha256(repr(part).encode()).hexdigest()
+
+    def fetch(self, indices: tf.Tensor) -> Features:
+        return self._source.fetch(self._in_source(indices))
+
+    def bounds(self, feature: str) -> tuple[float, float] | None:
+        """Returns the bounds in the whole."""
+        return self._source.bounds(feature)
+
+    def where(self, index: int) -> str:
+        return self._source.where(int(self._in_source(tf.constant([index], tf.int64))[0]))
+
+    def _in_source(self, indices: tf.Tensor) -> tf.Tensor:
+        # The order of a run's first epoch, under a seed that no run has.
+        return order.records(
+            indices + self._first,
+            num_examples=self._source.num_examples,
+            seed=order.other_seed(self._seed, 'subset'),
+        )
+
+
+def subset(source: Source, begin: float = 0.0, end: float = 1.0, seed: int = 0) -> Subset:
+    """Returns part of a source, see `Subset`."""
+    return Subset(source, begin, end, seed)
