@@ -12,7 +12,7 @@ import pytest
 
 from launch.__main__ import main
 from tests.processes import environment
-from tests.trainer.preparing import checksums
+from tests.trainer.preparing import checksums, slow_digits
 
 
 def phalanx(directory, *arguments, **variables):
@@ -134,42 +134,10 @@ def test_data_is_prepared_looked_at_and_found_damaged(tmp_path):
     assert '1,500 records were read; 1 damaged' in looked.stdout
 
 
-SLOW = """
-import time
-
-import gin
-import tensorflow as tf
-
-from trainer.data.digits import digits
-
-
-@gin.register
-def slow_digits(split='train'):
-    source = digits(split)
-    fetch = source.fetch
-
-    def slow_fetch(indices):
-        def wait(records):
-            time.sleep(0.3)
-            return records
-
-        indices = tf.ensure_shape(tf.numpy_function(wait, [indices], tf.int64), [None])
-        return fetch(indices)
-
-    source.fetch = slow_fetch
-    return source
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_it_and_the_same_command_goes_on(tmp_path, number):
-    (tmp_path / 'slow.py').write_text(SLOW)
-    (tmp_path / 'slow.gin').write_text(
-        'import slow\ninclude "data/digits.gin"\nData.source = @slow_digits()\n'
-        'train/slow_digits.split = "train"\neval/slow_digits.split = "test"\n'
-    )
-    command = ['prepare', 'out', '--gin_file=slow.gin', '--shards=10', '--processes=2']
+    command = ['prepare', 'out', slow_digits(tmp_path), '--shards=10', '--processes=2']
     partial = tmp_path / 'out.partial'
     process = subprocess.Popen(
         [sys.executable, '-m', 'launch', *command],

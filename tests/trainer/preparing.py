@@ -85,3 +85,40 @@ class Numbered(Source):
 
     def where(self, index):
         return f'numbers.txt, line {index + 1}'
+
+
+_SLOW = """
+import time
+
+import gin
+import tensorflow as tf
+
+from trainer.data.digits import digits
+
+
+@gin.register
+def slow_digits(split='train'):
+    source = digits(split)
+    fetch = source.fetch
+
+    def slow_fetch(indices):
+        def wait(records):
+            time.sleep(0.2)
+            return records
+
+        indices = tf.ensure_shape(tf.numpy_function(wait, [indices], tf.int64), [None])
+        return fetch(indices)
+
+    source.fetch = slow_fetch
+    return source
+"""
+
+
+def slow_digits(directory):
+    """Makes data that take long enough to read to be killed meanwhile; returns the flag."""
+    (directory / 'slow.py').write_text(_SLOW)
+    (directory / 'slow.gin').write_text(
+        'import slow\ninclude "data/digits.gin"\nData.source = @slow_digits()\n'
+        'train/slow_digits.split = "train"\neval/slow_digits.split = "test"\n'
+    )
+    return '--gin_file=slow.gin'
