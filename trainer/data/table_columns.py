@@ -344,23 +344,34 @@ class _Column:
         return f'Set table.types = {{{self.name!r}: {kind!r}}}.'
 
 
-def _parsed(cells: pa.Array) -> pa.Array | None:
-    """Returns the numbers that strings say, int64 or float64; None if one of them says none."""
+def _parsed(texts: pa.Array) -> pa.Array | None:
+    """Returns the numbers that texts say, int64 or float64; None if one of them says none."""
+    numbers = _cast(texts, pa.int64())
+    if numbers is not None:
+        # To pyarrow 0x1f is a number too.
+        return None if pc.any(pc.match_substring_regex(texts, '[xX]')).as_py() else numbers
+    numbers = _cast(texts, pa.float64())
+    if numbers is None and _look_like_numbers(texts[:100]) and _look_like_numbers(texts):
+        # There are blanks around them, or a sign that pyarrow does not expect.
+        numbers = _cast(pc.utf8_trim_whitespace(texts), pa.float64())
+    if numbers is not None and not pc.all(pc.is_finite(numbers)).as_py():
+        # To pyarrow 'infinity' is a number too; and 1e999 is one, if too large.
+        return numbers if _look_like_numbers(texts) else None
+    return numbers
+
+
+def _look_like_numbers(texts: pa.Array) -> bool:
+    return bool(pc.all(pc.match_substring_regex(texts, _NUMBER)).as_py())
+
+
+def _cast(texts: pa.Array, kind: pa.DataType) -> pa.Array | None:
+    """Returns the numbers that texts say to pyarrow; None if one of them says none."""
     try:
-        floats = pc.cast(cells, pa.float64())
+        # An attempt that fails takes long, so a few have to do first.
+        texts[:100].cast(kind)
+        return texts.cast(kind)
     except pa.ArrowInvalid:
-        if not pc.all(pc.match_substring_regex(cells, _NUMBER)).as_py():
-            return None
-        cells = pc.utf8_trim_whitespace(cells)  # And a sign that pyarrow does not expect.
-        floats = pc.cast(cells, pa.float64())
-    if not pc.all(pc.is_finite(floats)).as_py() and not (
-        pc.all(pc.match_substring_regex(cells, _NUMBER)).as_py()
-    ):
-        return None  # Texts such as 'infinity', which C takes for numbers.
-    try:
-        return pc.cast(cells, pa.int64())
-    except pa.ArrowInvalid:
-        return floats
+        return None
 
 
 def _weave(

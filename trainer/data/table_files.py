@@ -16,7 +16,8 @@ import pyarrow.parquet
 from trainer.data import files
 from trainer.errors import ConfigError, nearest
 
-_BLOCK_BYTES = 2**24
+# pyarrow reads some 30 of them ahead. A row must fit into one.
+_BLOCK_BYTES = 2**22
 _BATCH_ROWS = 2**16
 
 
@@ -185,6 +186,11 @@ def _located(path: str, form: Format, error: Exception) -> str:
     said = ' '.join(str(error).split())
     if 'Empty CSV file' in said:
         return f'{path} is empty.'
+    if 'straddling' in said:
+        return (
+            f'{path} has a row of more than {_BLOCK_BYTES} bytes. Look for a quote that is opened '
+            'and never closed.'
+        )
     if 'invalid UTF8' in said:
         return (
             f'{path}{_first_bad_byte(path)} is not UTF-8. Convert the file, for example with '

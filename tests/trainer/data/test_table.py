@@ -182,6 +182,7 @@ def test_a_column_of_too_many_texts_is_no_category(write, monkeypatch):
         (b'a,b,a\n1,2,3\n', "data.csv: two columns are called 'a'."),
         (b'a,b\n1,2\n3\n5,6\n', "data.csv, row 2: 1 cells instead of 2: '3'. Mend the row"),
         (b'a,b\n' + b'1,2\n' * 99 + b'3,4,5\n', "row 100: 3 cells instead of 2: '3,4,5'"),
+        (b'a,b\n1,"x\n' + b'2,y\n' * 99, 'data.csv has a row of more than 100 bytes. Look for a q'),
         (b'a,b\n1,x\n2,caf\xe9\n', 'data.csv, line 3, byte 13 is not UTF-8.'),
     ],
 )
