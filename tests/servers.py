@@ -64,9 +64,9 @@ def clients(port):
 
 
 def _files(directory):
-    return [
-        path.relative_to(directory).as_posix() for path in directory.rglob('*') if path.is_file()
-    ]
+    names = (path.relative_to(directory).as_posix() for path in directory.rglob('*.*'))
+    # What has been computed of the files is no part of them.
+    return [name for name in names if not name.startswith('.')]
 
 
 def _send(port, method, path, content=b''):
