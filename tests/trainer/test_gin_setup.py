@@ -80,7 +80,7 @@ def extension(tmp_path, monkeypatch):
         (
             'train/Data.agument = None',
             "the command line: 'Data' has no parameter 'agument'. Did you mean 'augment'? It has "
-            'source, inputs, label, weight, preprocess, augment.',
+            'source, inputs, label, weight, class_weights, preprocess, augment, on_bad_record.',
         ),
         (
             'cnn.filter = 3',
