@@ -18,8 +18,10 @@ from absl import logging
 from trainer.data.source import Features, Source
 from trainer.errors import BadRecord, ConfigError, ReadError
 
-# What TensorFlow makes of BadRecord, and raises itself for what it cannot parse or decode.
-_DAMAGE = (tf.errors.InvalidArgumentError, tf.errors.DataLossError)
+# What TensorFlow makes of BadRecord, and raises itself for what it cannot parse or decode. Where it
+# quotes a record that is no UTF-8, what is raised is that the text of the error is none.
+DAMAGE = (tf.errors.InvalidArgumentError, tf.errors.DataLossError, UnicodeDecodeError)
+_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 # An OSError that Python raised, within what TensorFlow makes of it.
 _OUT_OF_REACH = re.compile(r'\b(?:ReadError: |\w*Error: (?=\[Errno \d+\]))(.+)')
 # Beyond this share of what was read it is not damage: these are not the data that were meant.
@@ -76,11 +78,11 @@ def find(
     for ids in batches:
         try:
             read(ids)
-        except tf.errors.OpError:
+        except _ERRORS:
             for record in ids:
                 try:
                     read(record[np.newaxis])
-                except tf.errors.OpError as error:
+                except _ERRORS as error:
                     return Damage(int(record), source.where(int(record)), reason(error))
     return None
 
@@ -104,7 +106,7 @@ def fetch_good(
     def read_good(ids: np.ndarray) -> list[np.ndarray]:
         try:
             features, good = read(ids), np.ones(len(ids), bool)
-        except _DAMAGE:
+        except DAMAGE:
             features, good = _one_at_a_time(source, read, ids)
         listing.read(len(ids), len(ids) - int(good.sum()))
         return [*(np.asarray(features[name]) for name in spec), good]
@@ -142,7 +144,7 @@ def _one_at_a_time(
     for record in ids:
         try:
             rows.append(read(record[np.newaxis]))
-        except _DAMAGE as error:
+        except DAMAGE as error:
             rows.append(None)
             listing.add(Damage(int(record), source.where(int(record)), reason(error)))
     good = np.array([row is not None for row in rows])
@@ -156,16 +158,25 @@ def _one_at_a_time(
     return {name: np.concatenate([row[name] for row in rows]) for name in spare}, good
 
 
-def reason(error: tf.errors.OpError) -> str:
+def reason(error: tf.errors.OpError | UnicodeDecodeError) -> str:
     """Returns what an operation complains of, without its place in the graph."""
     # What a function raised that was called and not read through a dataset begins with its place.
     message = re.sub(
-        r'^Graph execution error:\s+(Detected at node .*\n(\s*File .*\n)*)?', '', error.message
+        r'^Graph execution error:\s+(Detected at node .*\n(\s*File .*\n)*)?', '', _text(error)
     ).strip()
+    message = re.sub(
+        r'Could not parse example input, value: (?s:.*)', 'no tf.train.Example', message
+    )
     first = message.partition('\n')[0] if message else type(error).__name__
     first = re.sub(r'\{\{.*?\}\}|\[\[.*|\[Op:.*', '', first).strip()
     first = re.sub(r'^assertion failed: \[(.*)\]$', r'\1', first).replace("\\'", "'")
     return re.sub(r'^(\w+\.)*(BadRecord|ValueError): ', '', first)
+
+
+def _text(error: tf.errors.OpError | UnicodeDecodeError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return error.object.decode(errors='replace')
+    return error.message
 
 
 @contextlib.contextmanager
@@ -190,8 +201,8 @@ def told(
     """
     try:
         yield
-    except tf.errors.OpError as error:
-        unread = _OUT_OF_REACH.search(error.message)
+    except _ERRORS as error:
+        unread = _OUT_OF_REACH.search(_text(error))
         if unread:
             raise ReadError(unread[1]) from error
         if skips:

@@ -7,16 +7,20 @@ A third word says how a feature is stored, where that is not the default:
 * 'bytes': the memory of the tensor, little-endian, in C order, as one string. The default of
   uint8 arrays, and of float64 and uint64, which the lists do not hold exactly.
 * 'image': an encoded image, JPEG, PNG, GIF or BMP, as one string. It is decoded and, where its
-  size is another one, resized to the shape.
+  size is another one, brought to the shape, as those of `image_folder` are: shrunk or enlarged,
+  and cropped in the middle.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
+from trainer.data import image_decode
 from trainer.data.source import Features
 from trainer.errors import ConfigError, nearest
 
@@ -25,6 +29,7 @@ _INTEGERS = ('bool', 'int8', 'int16', 'int32', 'int64', 'uint8', 'uint16', 'uint
 _FLOATS = ('bfloat16', 'float16', 'float32')
 _IN_BYTES_ONLY = ('float64', 'uint64')
 _DTYPES = (*_INTEGERS, *_FLOATS, *_IN_BYTES_ONLY, 'string')
+_KINDS = {tf.int64: 'int64_list', tf.float32: 'float_list', tf.string: 'bytes_list'}
 # What `decode_raw` does not know is decoded as something of equal width.
 _DECODED_AS = {'bool': 'uint8', 'uint32': 'int32', 'uint64': 'int64'}
 
@@ -97,6 +102,40 @@ def parse(serialized: tf.Tensor, spec: Spec) -> Features:
     return {name: _decode(name, stored[name], feature) for name, feature in spec.items()}
 
 
+def check(record: bytes, spec: Spec, where: str) -> None:
+    """Looks whether a record holds the features of `spec`, to tell mistakes before training.
+
+    Args:
+        record: as it is stored.
+        spec: what it should hold.
+        where: its place, for the message.
+
+    Raises:
+        ConfigError: it is no `tf.train.Example`, or it holds something else.
+    """
+    try:
+        features = tf.train.Example.FromString(record).features.feature
+    except DecodeError:
+        raise ConfigError(
+            f'{where} is no tf.train.Example. Records of other kinds cannot be read.'
+        ) from None
+    for name, feature in spec.items():
+        if name not in features:
+            raise ConfigError(
+                f'{where} has no feature {name!r}, but {sorted(features)}.{nearest(name, features)}'
+            )
+        kind = features[name].WhichOneof('kind')
+        count = len(getattr(features[name], kind).value) if kind else 0
+        stored = _stored_as(feature)
+        expected = math.prod(stored.shape), _KINDS[stored.dtype]
+        if (count, kind) != expected:
+            raise ConfigError(
+                f'{where} has the feature {name!r} as {count} value(s) in a {kind}, but '
+                f"{feature.dtype} of shape {feature.shape}, stored as '{feature.storage}', are "
+                f'{expected[0]} in a {expected[1]}.'
+            )
+
+
 def serialize(example: Mapping[str, Any], spec: Spec) -> bytes:
     """Turns one example into a serialised `tf.train.Example`: equal bytes from equal values.
 
@@ -161,10 +200,9 @@ def _feature(name: Any, given: Any) -> Feature:
         )
     if dtype == 'string' and (shape or storage != 'values'):
         raise ConfigError(f"{wrong}; a string has the shape () and is stored as 'values'.")
-    if storage == 'image' and (dtype != 'uint8' or len(shape) != 3 or shape[2] not in (1, 3, 4)):
+    if storage == 'image' and (dtype != 'uint8' or len(shape) != 3 or shape[2] not in (1, 3)):
         raise ConfigError(
-            f'{wrong}; an image is uint8 of shape (height, width, channels), with 1, 3 or 4 '
-            'channels.'
+            f'{wrong}; an image is uint8 of shape (rows, columns, channels), with 1 or 3 channels.'
         )
     return Feature(dtype, tuple(shape), storage)
 
@@ -179,11 +217,10 @@ def _stored_as(feature: Feature) -> tf.io.FixedLenFeature:
 def _decode(name: str, stored: tf.Tensor, feature: Feature) -> tf.Tensor:
     """Returns the tensor [B, ...] of what `parse_example` gave for a feature."""
     if feature.storage == 'image':
-        decode = tf.autograph.experimental.do_not_convert(lambda data: _image(data, feature.shape))
-        return tf.map_fn(decode, stored, fn_output_signature=feature.tensor_spec)
+        return _images(stored, feature.shape)
     dtype = tf.as_dtype(feature.dtype)
     if feature.storage == 'bytes':
-        size = int(np.prod(feature.shape, dtype=np.int64)) * dtype.size
+        size = math.prod(feature.shape) * dtype.size
         lengths = tf.strings.length(stored)
         wrong = f'Feature: {name}. Its bytes are not the {size} of {dtype.name} {feature.shape}:'
         with tf.control_dependencies([_check(lengths == size, wrong, lengths)]):
@@ -206,15 +243,15 @@ def _check(holds: tf.Tensor, wrong: str, values: tf.Tensor) -> tf.Operation:
     return tf.debugging.Assert(tf.reduce_all(holds), [wrong, failing], summarize=3)
 
 
-def _image(data: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-    image = tf.io.decode_image(data, channels=shape[2], expand_animations=False)
+def _images(files: tf.Tensor, shape: image_decode.Shape) -> tf.Tensor:
+    def plan(contents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        contents, plans = image_decode.plan(contents, shape, 'crop')
+        return np.array(contents, object), plans
 
-    def resized() -> tf.Tensor:
-        result = tf.image.resize(image, shape[:2], antialias=True)
-        return tf.cast(tf.clip_by_value(tf.round(result), 0, 255), tf.uint8)
-
-    fits = tf.reduce_all(tf.shape(image)[:2] == shape[:2])
-    return tf.ensure_shape(tf.cond(fits, lambda: image, resized), shape)
+    contents, plans = tf.numpy_function(plan, [files], [tf.string, tf.int32], stateful=False)
+    contents.set_shape(files.shape)
+    plans.set_shape([*files.shape, 8])
+    return image_decode.decode(contents, plans, shape)
 
 
 def _encode(name: str, value: Any, feature: Feature) -> tf.train.Feature:

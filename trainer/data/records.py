@@ -1,6 +1,7 @@
 """What the sources of serialised records in files share: runs of neighbours, parsing, places."""
 
 import abc
+import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from trainer.data import example
 from trainer.data.source import Features, Source
+from trainer.errors import BadRecord
 
 
 class Runs(NamedTuple):
@@ -35,6 +37,11 @@ class Records(Source):
 
     def __init__(self, paths: Sequence[str], firsts: np.ndarray, features: example.Spec):
         self._paths, self._firsts, self._features = paths, firsts, features
+
+    def _check(self) -> None:
+        """Raises ConfigError if the first record does not hold what the features say."""
+        with contextlib.suppress(BadRecord):  # Whether it may be damaged is for others to say.
+            example.check(self.read(np.array([0]))[0], self._features, self.where(0))
 
     @abc.abstractmethod
     def _read(self, runs: Runs) -> Sequence[bytes]:

@@ -7,14 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from trainer.data.bad_records import Damage, reason
+from trainer.data.bad_records import DAMAGE, Damage, reason
 from trainer.data.source import Source
 
 _BATCH_BYTES = 2**24
 _LARGEST_BATCH = 256
 # Of a string, whose length a spec does not tell.
 _STRING_BYTES = 2**10
-_DAMAGE = (tf.errors.InvalidArgumentError, tf.errors.DataLossError)
 
 
 class Batch(NamedTuple):
@@ -71,7 +70,7 @@ class Scan:
         """
         try:
             return Batch(records, self.fetch(records), [])
-        except _DAMAGE as error:
+        except DAMAGE as error:
             if len(records) == 1:
                 number = int(records[0])
                 bad = Damage(number, self._source.where(number), reason(error))

@@ -22,7 +22,7 @@ class TFRecords(Records):
 
     Raises:
         ConfigError: `features` cannot be; a file is missing, empty, compressed or cut off, or its
-            framing damaged.
+            framing damaged; the first record holds something else than `features`.
         OSError: a file is out of reach.
     """
 
@@ -31,6 +31,7 @@ class TFRecords(Records):
         paths = expand(files)
         self._index = index(paths)
         super().__init__(paths, self._index.firsts, spec)
+        self._check()
 
     @property
     def fingerprint(self) -> str:
@@ -57,10 +58,8 @@ class TFRecords(Records):
                 for run, first, after in zip(contents, runs.begin, runs.end, strict=True)
                 for record in self._cut(run, self._index.positions[first : after + 1])
             ]
-        wrong = masked_checksums(contents) != self._index.checksums[numbers]
-        if wrong.any():
-            place = self.where(int(numbers[np.argmax(wrong)]))
-            raise BadRecord(f'{place}: the contents do not fit their checksum')
+        if (masked_checksums(contents) != self._index.checksums[numbers]).any():
+            raise BadRecord('its contents do not fit their checksum')
         return contents
 
     @staticmethod
