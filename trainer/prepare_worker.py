@@ -31,9 +31,12 @@ def main() -> int:
     directory, script, options = sys.argv[1:]
     try:
         from trainer import gin_setup, prepare
+        from trainer.data.compressed import decompressing
+        from trainer.unfinished import PROGRESS
 
         how = prepare.Options(**json.loads(options))
-        sources = gin_setup.sources(gin_files.load(script))
+        with decompressing(Path(directory) / PROGRESS / 'plain'):
+            sources = gin_setup.sources(gin_files.load(script))
         say(plan=prepare.plan(sources, how))
         writers = {}
         for line in sys.stdin:

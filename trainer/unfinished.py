@@ -18,7 +18,7 @@ from typing import Any
 from trainer.data import dataset, statistics
 from trainer.errors import ConfigError, WriteError
 
-_PROGRESS = '.progress'
+PROGRESS = '.progress'
 
 
 class Unfinished:
@@ -37,7 +37,7 @@ class Unfinished:
         """
         self.out = Path(os.path.abspath(os.path.expanduser(out)))
         self.path = self.out.with_name(f'{self.out.name}.partial')
-        self._progress = self.path / _PROGRESS
+        self._progress = self.path / PROGRESS
         if os.path.ismount(self.out):
             # One rename makes the data set appear, and a mount point cannot be renamed to.
             raise ConfigError(f'{self.out} is a mount point. Name a directory in it.')
@@ -61,8 +61,10 @@ class Unfinished:
             ConfigError: another process holds it, or it cannot be made.
         """
         if self.finished:
-            self._tidy()
-            yield
+            try:
+                yield
+            finally:
+                self._tidy()
             return
         try:
             self._progress.mkdir(parents=True, exist_ok=True)
@@ -153,7 +155,8 @@ class Unfinished:
         self._tidy()
 
     def _tidy(self) -> None:
-        shutil.rmtree(self.out / _PROGRESS, ignore_errors=True)
+        for litter in (self.out / PROGRESS, self.path):
+            shutil.rmtree(litter, ignore_errors=True)
 
     def _known(self, name: str) -> Path:
         return self._progress / f'{name}.json'

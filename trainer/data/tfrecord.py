@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from trainer.data import example
+from trainer.data.compressed import plain
 from trainer.data.files import Range, expand, read_ranges
 from trainer.data.records import Records, Runs
 from trainer.data.tfrecord_index import FOOTER, HEADER, index, masked_checksums
@@ -29,7 +30,8 @@ class TFRecords(Records):
     def __init__(self, files: str | Sequence[str], features: Mapping[str, Any]):
         spec = example.spec(features)
         paths = expand(files)
-        self._index = index(paths)
+        self._plain = plain(paths)
+        self._index = index(self._plain)
         super().__init__(paths, self._index.firsts, spec)
         self._check()
 
@@ -48,7 +50,7 @@ class TFRecords(Records):
         end = self._index.positions[runs.end].astype(np.int64)
         offset = begin - self._index.starts[runs.file] + HEADER
         length = end - begin - HEADER - FOOTER
-        paths = [self._paths[file] for file in runs.file.tolist()]
+        paths = [self._plain[file] for file in runs.file.tolist()]
         contents = read_ranges(list(map(Range, paths, offset.tolist(), length.tolist())))
         numbers = runs.begin
         if (runs.end - runs.begin > 1).any():
