@@ -1,5 +1,6 @@
 """A table from file to served model: trained, resumed, evaluated, exported."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -14,6 +15,7 @@ import tensorflow as tf
 from tests.processes import environment
 from tests.trainer import tiny
 from trainer.data.batch import Data
+from trainer.data.subset import subset
 from trainer.data.table import table
 from trainer.data.table_features import table_features
 from trainer.errors import ConfigError
@@ -44,10 +46,12 @@ def path(tmp_path):
     return str(tmp_path / 'penguins.csv')
 
 
-def data(path, split, label, **options):
-    preprocess = table_features(table(path, label=label, split='train'), **options)
-    source = table(path, label=label, split=split)
-    return Data(source, inputs='features', label=label, preprocess=preprocess)
+def data(path, label, **options):
+    """What is trained and what is evaluated on."""
+    whole = table(path, label=label)
+    train, test = subset(whole, begin=0.2), subset(whole, end=0.2)
+    preprocess = table_features(train, **options)
+    return tuple(Data(s, 'features', label=label, preprocess=preprocess) for s in (train, test))
 
 
 def served(exported, raw):
@@ -66,19 +70,20 @@ def served(exported, raw):
 @pytest.mark.slow
 def test_raw_rows_are_served_as_they_were_trained_and_evaluated_on(make_strategy, tmp_path, path):
     options = {'crosses': [('island', 'sex')], 'cross_buckets': 16, 'categories': ['year']}
+    train, test = data(path, 'species', **options)
     run = {
         'model': functools.partial(mlp, 3, units=16, blocks=1),
         'optimizer': optimizer,
         'batch_size': 30,
-        'train_data': data(path, 'train', 'species', **options),
-        'eval_data': data(path, 'test', 'species', **options),
+        'train_data': train,
+        'eval_data': test,
     }
     # Interrupted and on another topology, with what it had learnt before.
     tiny.run(make_strategy(1), tmp_path / 'run', **{**run, 'steps': 100, 'max_steps': 20})
     result = tiny.run(make_strategy(2), tmp_path / 'run', **{**run, 'steps': 100})
     assert result.metrics['eval/accuracy'] > 0.95  # The largest class is 44 %.
     manifest = json.loads((result.checkpoint / 'manifest.json').read_text())
-    assert manifest['preprocess'] == run['train_data'].preprocess.state
+    assert manifest['preprocess'] == train.preprocess.state
 
     alone = evaluate(
         strategy=make_strategy(1),
@@ -86,14 +91,13 @@ def test_raw_rows_are_served_as_they_were_trained_and_evaluated_on(make_strategy
         model=run['model'],
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[tiny.accuracy()],
-        eval_data=run['eval_data'],
+        eval_data=test,
         batch_size=17,
     )
     assert alone['accuracy'] == result.metrics['eval/accuracy']
 
-    exported = export(model_dir=str(tmp_path / 'run'), model=run['model'], data=run['train_data'])
-    test = run['eval_data'].source
-    rows = test.fetch(tf.range(test.num_examples, dtype=tf.int64))
+    exported = export(model_dir=str(tmp_path / 'run'), model=run['model'], data=train)
+    rows = test.source.fetch(tf.range(test.source.num_examples, dtype=tf.int64))
     labels = rows.pop('species').numpy()
     raw = {
         name: [c.decode() for c in cells] if cells.dtype == object else cells.tolist()
@@ -108,7 +112,7 @@ def test_raw_rows_are_served_as_they_were_trained_and_evaluated_on(make_strategy
     }
     assert np.isfinite(served(exported, {**strange, 'year': [1900]})).all()
 
-    other = {**run, 'train_data': data(path, 'train', 'species', categories=['year'])}
+    other = {**run, 'train_data': data(path, 'species', categories=['year'])[0]}
     with pytest.raises(ConfigError, match='Restore the ones it was trained with'):
         tiny.run(make_strategy(1), tmp_path / 'run', **{**other, 'steps': 110})
 
@@ -126,10 +130,9 @@ def test_a_number_can_be_predicted_and_categories_be_embedded(make_strategy, tmp
         outputs = keras.layers.Rescaling(800.0, 4200.0)(outputs)
         return keras.Model({'features': features, 'island': island}, outputs)
 
-    indexed = {'indexed': ['island'], 'max_categories': 3}
     train, test = (
-        Data(part.source, ('features', 'island'), label=part.label, preprocess=part.preprocess)
-        for part in (data(path, split, 'body_mass_g', **indexed) for split in ('train', 'test'))
+        dataclasses.replace(part, inputs=('features', 'island'))
+        for part in data(path, 'body_mass_g', indexed=['island'])
     )
     result = tiny.run(
         make_strategy(2),
@@ -143,7 +146,8 @@ def test_a_number_can_be_predicted_and_categories_be_embedded(make_strategy, tmp
         batch_size=34,
         steps=150,
     )
-    masses = train.source.rows.cells(next(train.source.blocks()), 'body_mass_g')
+    masses = train.source.fetch(tf.range(train.source.num_examples, dtype=tf.int64))
+    masses = masses['body_mass_g'].numpy()
     guess = np.abs(masses - masses.mean()).mean()
     assert guess > 600
     assert result.metrics['eval/error'] < guess / 2

@@ -62,6 +62,11 @@ class Source(abc.ABC):
         """
         return order.records(positions, num_examples=self.num_examples, seed=seed)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files it reads, if any: beside them is kept what is learnt from the examples."""
+        return ()
+
     def where(self, index: int) -> str:
         """Returns where a record lies, for messages: the file and what finds it therein."""
         return f'record {index}'

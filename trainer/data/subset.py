@@ -62,6 +62,10 @@ class Subset(Source):
         """Returns the bounds in the whole."""
         return self._source.bounds(feature)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        return self._source.files
+
     def where(self, index: int) -> str:
         return self._source.where(int(self._in_source(tf.constant([index], tf.int64))[0]))
 

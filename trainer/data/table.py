@@ -17,19 +17,17 @@ from trainer.errors import ConfigError, nearest
 
 _MISSING = ('', 'NA', 'N/A', 'n/a', 'NaN', 'nan', 'NULL', 'null', 'None')
 _DTYPES = {'number': tf.float32, 'integer': tf.int64, 'text': tf.string}
-_SPLITS = ('train', 'test')
 
 
 class Table(Source):
     """A source over rows on disk; made by `table`.
 
     Attributes:
-        rows: all of them, those of the other split too.
+        rows: as they lie on disk.
         kinds: column -> 'number' (float32, NaN where missing), 'integer' (int64) or 'text'
             (string, '' where missing).
         label: the column that is predicted, or None.
         classes: what the classes that `label` numbers are called; None if it holds numbers.
-        files: the rows are of.
     """
 
     def __init__(
@@ -39,28 +37,18 @@ class Table(Source):
         *,
         label: str | None,
         classes: Sequence[str] | None,
-        split: str | None,
-        test_every: int,
     ):
-        self.rows, self.files, self.label = rows, tuple(paths), label
+        self.rows, self.label, self._files = rows, label, tuple(paths)
         self.kinds = {name: column.kind for name, column in rows.columns.items()}
-        self._split, self._every = split, test_every
         self.classes = None
         if label is not None and self.kinds[label] == 'text':
             vocabulary = rows.columns[label].vocabulary[1:]
             self.classes = tuple(sorted(vocabulary) if classes is None else classes)
             self._check_classes(vocabulary)
-        if not self.num_examples:
-            raise ConfigError(
-                f'{", ".join(paths)} has {len(rows.array)} rows, too few to hold out one in '
-                f'{test_every}. Set table.split = None.'
-            )
 
     @property
     def num_examples(self) -> int:
-        total = len(self.rows.array)
-        held_out = total // self._every
-        return {None: total, 'test': held_out, 'train': total - held_out}[self._split]
+        return len(self.rows.array)
 
     @property
     def element_spec(self) -> dict[str, tf.TensorSpec]:
@@ -71,15 +59,15 @@ class Table(Source):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the columns' names, kinds and values, the classes and the split."""
-        which = [self.rows.fingerprint, self.label, self.classes, self._split, self._every]
+        """SHA-256 over the columns' names, kinds and values, and the classes."""
+        which = [self.rows.fingerprint, self.label, self.classes]
         return hashlib.sha256(json.dumps(which).encode()).hexdigest()
 
     def fetch(self, indices: tf.Tensor) -> Features:
         kinds = list(CELLS)
 
         def gather(indices):
-            rows = self.rows.array[self._row(indices)]
+            rows = self.rows.array[indices]
             return [np.ascontiguousarray(rows[kind]) for kind in kinds]
 
         cells = tf.numpy_function(
@@ -94,21 +82,23 @@ class Table(Source):
             features[name] = tf.gather(words, features[name])
         return {name: features[name] for name in self.kinds}
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        return self._files
+
     def where(self, index: int) -> str:
-        return self._where_row(int(self._row(np.array([index]))[0]))
+        row = int(index)
+        for path, count in zip(self.files, self.rows.counts, strict=True):
+            if row < count:
+                return f'{path}, row {row + 1}'
+            row -= count
+        raise IndexError(f'{index} of {self.num_examples}')
 
     def bounds(self, feature: str) -> tuple[float, float] | None:
         if feature == self.label and self.classes is not None:
             return 0, len(self.classes) - 1
         column = self.rows.columns[feature]
         return None if column.least is None else (float(column.least), float(column.greatest))
-
-    def blocks(self):
-        """Yields the rows of this split, from first to last and some megabytes at a time."""
-        size = max(1, 2**24 // self.rows.array.itemsize)
-        for first in range(0, self.num_examples, size):
-            last = min(first + size, self.num_examples)
-            yield self.rows.array[self._row(np.arange(first, last))]
 
     @functools.cached_property
     def _words(self) -> dict[str, tf.Tensor]:
@@ -128,36 +118,13 @@ class Table(Source):
                 for name, of in words.items()
             }
 
-    def _row(self, indices: np.ndarray) -> np.ndarray:
-        """Returns which rows examples are: of each `test_every` rows, one by chance is held out."""
-        if self._split is None:
-            return indices
-        others = self._every - 1
-        block = indices if self._split == 'test' else indices // others
-        # Of what is no whole block nothing is held out.
-        whole = block < len(self.rows.array) // self._every
-        held_out = _scatter(block) % self._every
-        if self._split == 'test':
-            return block * self._every + held_out
-        place = indices % others
-        place = np.where(whole & (place >= held_out), place + 1, place)
-        rest = len(self.rows.array) // self._every
-        return np.where(whole, block * self._every + place, indices + rest)
-
-    def _where_row(self, row: int) -> str:
-        for path, count in zip(self.files, self.rows.counts, strict=True):
-            if row < count:
-                return f'{path}, row {row + 1}'
-            row -= count
-        raise IndexError(row)
-
     def _check_classes(self, labels: Sequence[str]) -> None:
         unknown = [name for name in labels if name not in self.classes]
         if unknown:
             place = self.rows.columns[self.label].vocabulary.index(unknown[0])
-            cells = self.rows.cells(self.rows.array, self.label)
+            cells = self.rows.cells(self.label)
             raise ConfigError(
-                f'{self._where_row(int(np.argmax(cells == place)))}: the label {self.label!r} is '
+                f'{self.where(np.argmax(cells == place))}: the label {self.label!r} is '
                 f'{unknown[0]!r}, which is none of the classes {", ".join(self.classes)}.'
                 f'{nearest(unknown[0], self.classes)}'
             )
@@ -173,8 +140,6 @@ def table(
     delimiter: str | None = None,
     missing: Sequence[str] = _MISSING,
     like: Table | None = None,
-    split: str | None = None,
-    test_every: int = 5,
 ) -> Table:
     """Opens the rows of CSV or Parquet files, one feature a column, of any size.
 
@@ -193,19 +158,11 @@ def table(
         missing: what stands in CSV files for a value that is not there.
         like: the table of the training data, where this one is to evaluate: its columns, types
             and classes hold here too.
-        split: 'train' leaves out one row in `test_every`, by chance; 'test' has those rows alone.
-        test_every: see `split`.
 
     Raises:
         ConfigError: files are missing, damaged, empty, or do not fit together; a value is not
             what the others in its column are; or the arguments do not fit the columns.
     """
-    if split is not None and split not in _SPLITS:
-        raise ConfigError(
-            f"table.split is 'train' or 'test', not {split!r}.{nearest(str(split), _SPLITS)}"
-        )
-    if test_every < 2:
-        raise ConfigError(f'table.test_every is {test_every}; it must be 2 or more.')
     paths, classes, kinds = expand(files), None, dict(types or {})
     if like is not None:
         label, columns, kinds, classes = like.label, (*like.kinds,), like.kinds, like.classes
@@ -225,9 +182,7 @@ def table(
     }
     build = functools.partial(_build, paths=paths, **settings)
     directory = kept.keep('table-1', paths, build, json.dumps(settings))
-    return Table(
-        Rows(directory), paths, label=label, classes=classes, split=split, test_every=test_every
-    )
+    return Table(Rows(directory), paths, label=label, classes=classes)
 
 
 def _build(directory, *, paths, label, columns, kinds, names, delimiter, missing) -> None:
@@ -244,14 +199,3 @@ def _build(directory, *, paths, label, columns, kinds, names, delimiter, missing
     there = table_files.column_names(paths, form, wanted)
     chosen = [n for n in there if columns is None or n in columns or n == label]
     table_columns.build(directory, paths, form, chosen, kinds, label)
-
-
-def _scatter(numbers: np.ndarray) -> np.ndarray:
-    """Returns pseudo-random numbers, one for each: the finalizer of SplitMix64.
-
-    Steele, Lea and Flood, 'Fast Splittable Pseudorandom Number Generators', 2014.
-    """
-    z = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((z ^ (z >> np.uint64(31))) >> np.uint64(1)).astype(np.int64)

@@ -4,6 +4,7 @@ TensorFlow's own operations do the work, and not the preprocessing layers of Ker
 compute in the precision that is set for the model.
 """
 
+import collections
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,12 @@ import tensorflow as tf
 
 from trainer.data import kept
 from trainer.data.preprocess import Adapted
-from trainer.data.source import Features
-from trainer.data.table import Table
+from trainer.data.source import Features, Source
 from trainer.errors import ConfigError, nearest
 
 # Quantiles are those of about so many rows, evenly spaced.
 _QUANTILE_ROWS = 2**20
+_ROWS_AT_ONCE = 2**16
 
 
 class TableFeatures(Adapted):
@@ -28,26 +29,34 @@ class TableFeatures(Adapted):
 
     Args:
         settings: what was asked for.
-        source: the table to learn from; None where `state` is given.
+        source: what to learn from; None where `state` is given.
         state: the settings, and of each column what `_learn` finds out.
     """
 
-    def __init__(self, settings: dict[str, Any], source: Table | None, state: dict | None = None):
+    def __init__(self, settings: dict[str, Any], source: Source | None, state: dict | None = None):
         self._settings, self._source, self._state = settings, source, state
 
     @property
     def state(self) -> dict[str, Any]:
         if self._state is None:
-
-            def build(directory: Path) -> None:
-                state = {'settings': self._settings, 'columns': _learn(source, self._settings)}
-                (directory / 'state.json').write_text(json.dumps(state), encoding='utf-8')
-
-            source = self._source
-            which = json.dumps([source.fingerprint, self._settings])
-            directory = kept.keep('table-features-1', source.files, build, which)
-            self._state = json.loads((directory / 'state.json').read_text(encoding='utf-8'))
+            self._state = self._learnt()
         return self._state
+
+    def _learnt(self) -> dict[str, Any]:
+        source = self._source
+
+        def learn() -> str:
+            columns = _learn(source, self._settings)
+            return json.dumps({'settings': self._settings, 'columns': columns})
+
+        def build(directory: Path) -> None:
+            (directory / 'state.json').write_text(learn(), encoding='utf-8')
+
+        if not source.files:
+            return json.loads(learn())
+        which = json.dumps([source.fingerprint, self._settings])
+        directory = kept.keep('table-features-1', source.files, build, which)
+        return json.loads((directory / 'state.json').read_text(encoding='utf-8'))
 
     def with_state(self, state: dict[str, Any]) -> 'TableFeatures':
         if state.get('settings') != self._settings:
@@ -92,6 +101,7 @@ class TableFeatures(Adapted):
         """Returns which category each cell is of, int64 [B] from 1 on; 0 is any other."""
         column = self.state['columns'][name]
         if 'vocabulary' in column:
+            cells = cells if column['kind'] == 'text' else tf.cast(cells, tf.int64)
             return self._lookups[name].lookup(cells)
         values = tf.cast(cells, tf.float32)
         buckets = 1 + tf.raw_ops.Bucketize(input=values, boundaries=column['boundaries'])
@@ -108,23 +118,14 @@ class TableFeatures(Adapted):
         # Outside of the graph under trace, so that all graphs share them.
         with tf.init_scope(), tf.device('CPU:0'):
             return {
-                name: tf.lookup.StaticHashTable(
-                    tf.lookup.KeyValueTensorInitializer(
-                        tf.constant(
-                            column['vocabulary'],
-                            tf.string if column['kind'] == 'text' else tf.int64,
-                        ),
-                        tf.range(1, len(column['vocabulary']) + 1, dtype=tf.int64),
-                    ),
-                    default_value=0,
-                )
+                name: _lookup(column['vocabulary'], column['kind'])
                 for name, column in self.state['columns'].items()
                 if 'vocabulary' in column
             }
 
 
 def table_features(
-    source: Table,
+    source: Source,
     *,
     categories: Sequence[str] = (),
     max_categories: int = 1000,
@@ -143,7 +144,8 @@ def table_features(
     All that has to be known for this is learnt from the training data, in one pass.
 
     Args:
-        source: the training data, also where others are preprocessed: @train/table().
+        source: the training data, also where others are preprocessed: @train/subset(). All its
+            features but label and weight are single values; NaN is a missing number.
         categories: columns of whole numbers that are categories too.
         max_categories: of a column with more categories, the rarest share one place.
         buckets: column of numbers -> how many intervals, of equally many rows each, to cut it
@@ -163,7 +165,7 @@ def table_features(
         'indexed': indexed,
         'crosses': [name for names in crosses for name in names],
     }
-    kinds = {name: kind for name, kind in source.kinds.items() if name != source.label}
+    kinds = {name: _kind(name, spec) for name, spec in source.element_spec.items()}
     all_categories = [n for n, k in kinds.items() if k == 'text' or n in {*categories, *buckets}]
     fitting = {
         'categories': [name for name, kind in kinds.items() if kind == 'integer'],
@@ -176,7 +178,7 @@ def table_features(
             if name not in fitting[setting]:
                 raise ConfigError(
                     f'table_features.{setting} names {name!r}, which '
-                    + ('is not fit for it' if name in kinds else 'is no column of features')
+                    + ('is not fit for it' if name in kinds else 'does not exist')
                     + f'; it may name {", ".join(fitting[setting]) or "none here"}.'
                     + nearest(name, fitting[setting])
                 )
@@ -208,6 +210,15 @@ def _scaled(cells: Sequence[tf.Tensor], columns: Sequence[dict[str, Any]]) -> li
     return parts + ([tf.cast(tf.gather(missing, told, axis=1), tf.float32)] if told else [])
 
 
+def _lookup(vocabulary: list, kind: str) -> tf.lookup.StaticHashTable:
+    """Returns the table from categories to their indices, from 1 on; 0 for any other."""
+    if kind == 'text':
+        vocabulary = [category.encode(errors='surrogateescape') for category in vocabulary]
+    keys = tf.constant(vocabulary, tf.string if kind == 'text' else tf.int64)
+    indices = tf.range(1, len(vocabulary) + 1, dtype=tf.int64)
+    return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, indices), 0)
+
+
 def _num_indices(column: dict[str, Any]) -> int:
     """The number of categories and one, for all others."""
     if 'vocabulary' in column:
@@ -215,27 +226,41 @@ def _num_indices(column: dict[str, Any]) -> int:
     return len(column['boundaries']) + 2
 
 
-def _learn(source: Table, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns what is to be known of each column but the label, from one pass over the table.
+def _kind(name: str, spec: tf.TensorSpec) -> str:
+    if spec.shape.rank or not (
+        spec.dtype.is_floating or spec.dtype.is_integer or (spec.dtype in (tf.bool, tf.string))
+    ):
+        raise ConfigError(
+            f'table_features takes single numbers and texts, but {name!r} is {spec.dtype.name} of '
+            f'shape {spec.shape}.'
+        )
+    if spec.dtype == tf.string:
+        return 'text'
+    return 'number' if spec.dtype.is_floating else 'integer'
+
+
+def _learn(source: Source, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns what is to be known of each column, from one pass over the examples.
 
     'mean', 'std' and 'missing' (whether any is) of numbers; of categories 'kind' and 'vocabulary',
     of buckets the 'boundaries' between them, and of both 'others': whether any has no number.
     """
     learners: dict[str, Any] = {}
     stride = -(-source.num_examples // _QUANTILE_ROWS)
-    for name, kind in source.kinds.items():
-        if name == source.label:
-            continue
+    for name, spec in source.element_spec.items():
+        kind = _kind(name, spec)
         if kind == 'text' or name in settings['categories']:
-            words = source.rows.columns[name].vocabulary
-            learners[name] = _Counts(words, settings['max_categories'])
+            learners[name] = _Counts(kind, settings['max_categories'])
         elif name in settings['buckets']:
             learners[name] = _Quantiles(settings['buckets'][name], stride)
         else:
             learners[name] = _Moments()
-    for rows in source.blocks():
-        for name, learner in learners.items():
-            learner.add(source.rows.cells(rows, name))
+    with tf.init_scope(), tf.device('CPU:0'):
+        indices = tf.data.Dataset.range(source.num_examples).batch(_ROWS_AT_ONCE)
+        parts = indices.map(source.fetch, num_parallel_calls=2, deterministic=True)
+        for rows in parts.as_numpy_iterator():
+            for name, learner in learners.items():
+                learner.add(rows[name])
     return {name: learner.result() for name, learner in learners.items()}
 
 
@@ -288,19 +313,21 @@ class _Quantiles:
 class _Counts:
     """How often each category occurs."""
 
-    def __init__(self, words: Sequence[str] | None, limit: int):
-        self._words, self._limit, self._counts = words, limit, {}
+    def __init__(self, kind: str, limit: int):
+        self._kind, self._limit = kind, limit
+        self._counts: collections.Counter = collections.Counter()
 
     def add(self, cells: np.ndarray) -> None:
-        for category, count in zip(*np.unique(cells, return_counts=True), strict=True):
-            self._counts[int(category)] = self._counts.get(int(category), 0) + int(count)
+        self._counts.update(cells.tolist())
 
     def result(self) -> dict[str, Any]:
-        name = (lambda c: c) if self._words is None else self._words.__getitem__
         # The most frequent first, and then by name: whatever order the rows are in.
-        ranked = sorted((-count, name(category)) for category, count in self._counts.items())
+        ranked = sorted((-count, category) for category, count in self._counts.items())
+        known = [category for _, category in ranked[: self._limit]]
+        if self._kind == 'text':
+            known = [category.decode(errors='surrogateescape') for category in known]
         return {
-            'kind': 'integer' if self._words is None else 'text',
-            'vocabulary': [category for _, category in ranked[: self._limit]],
+            'kind': self._kind,
+            'vocabulary': known,
             'others': len(ranked) > self._limit,
         }

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,13 +63,7 @@ class Rows:
         shape = (sum(self.counts),)
         self.array = np.asarray(np.memmap(directory / ROWS, row_type(kinds), 'r', shape=shape))
 
-    def blocks(self, num_bytes: int = 2**24):
-        """Yields the rows from first to last, some megabytes at a time."""
-        size = math.ceil(num_bytes / self.array.itemsize)
-        for first in range(0, len(self.array), size):
-            yield self.array[first : first + size]
-
-    def cells(self, rows: np.ndarray, name: str) -> np.ndarray:
-        """Returns one column of some rows: float32, int64, or int32 numbers in the vocabulary."""
+    def cells(self, name: str) -> np.ndarray:
+        """Returns a column: float32, int64, or int32 numbers in the vocabulary."""
         column = self.columns[name]
-        return rows[column.kind][..., column.place]
+        return self.array[column.kind][:, column.place]

@@ -221,9 +221,6 @@ def test_files_with_different_columns_are_refused(write, tmp_path):
         ({'columns': ['sax']}, "Did you mean 'sex'?"),
         ({'types': {'yaer': 'text'}}, "table.types names 'yaer'"),
         ({'types': {'year': 'float'}}, "'year' 'float'; a column is 'integer', 'number' or 'text'"),
-        ({'split': 'tset'}, "table.split is 'train' or 'test', not 'tset'. Did you mean 'test'?"),
-        ({'test_every': 1}, 'table.test_every is 1; it must be 2 or more.'),
-        ({'split': 'test', 'test_every': 400}, 'has 344 rows, too few to hold out one in 400'),
     ],
 )
 def test_a_slip_of_the_pen_is_told(write, options, message):
@@ -256,21 +253,6 @@ def test_evaluation_data_take_types_and_classes_from_the_training_data(write):
         table(bad, like=train)
     with pytest.raises(ConfigError, match=r"odd\.csv, row 1: 'x' is 'one', which is no number"):
         table(write('x,y\none,emu\n', 'odd.csv'), like=train)
-
-
-@pytest.mark.parametrize('rows', [5, 6, 9, 10, 344])
-@pytest.mark.parametrize('every', [2, 5])
-def test_the_splits_share_out_the_rows(write, rows, every):
-    path = write('n\n' + ''.join(f'{i}\n' for i in range(rows)))
-    train, test = (table(path, split=split, test_every=every) for split in ('train', 'test'))
-    there = read(train)['n'], read(test)['n']
-    assert sorted(there[0] + there[1]) == list(range(rows))
-    assert len(there[1]) == rows // every
-    # One of each block, and not the same one of all.
-    assert [n // every for n in there[1]] == list(range(rows // every))
-    assert rows < 100 or len({n % every for n in there[1]}) == every
-    assert test.where(0).endswith(f', row {there[1][0] + 1}')
-    assert train.fingerprint != test.fingerprint
 
 
 def test_rows_are_fetched_in_any_order_by_several_in_one_graph(write):

@@ -7,6 +7,8 @@ import pytest
 import tensorflow as tf
 
 from trainer.data import table_features as module
+from trainer.data.arrays import Arrays
+from trainer.data.subset import subset
 from trainer.data.table import table
 from trainer.data.table_features import table_features
 from trainer.errors import ConfigError
@@ -24,13 +26,13 @@ def source(tmp_path):
 @pytest.fixture
 def penguins(tmp_path):
     (tmp_path / 'penguins.csv').write_bytes(PENGUINS.read_bytes())
-    return table(str(tmp_path / 'penguins.csv'), label='species', split='train')
+    return subset(table(str(tmp_path / 'penguins.csv'), label='species'), begin=0.2)
 
 
 def apply(preprocess, source, **changed):
     """The preprocessed rows of a source, computed in a graph, as the pipeline does."""
     features = source.fetch(tf.range(source.num_examples, dtype=tf.int64))
-    features = {name: features[name] for name in source.kinds if name != source.label}
+    features = {n: tensor for n, tensor in features.items() if n not in ('y', 'species')}
     features |= {name: tf.constant(value) for name, value in changed.items()}
     out = tf.function(preprocess, autograph=False)(features)
     return {name: tensor.numpy() for name, tensor in out.items()}
@@ -97,26 +99,34 @@ def test_buckets_and_whole_numbers_may_be_crossed(source):
     assert len(set(crossed.argmax(axis=1))) == 3  # 3 and 5 lie in one interval.
 
 
-def test_statistics_are_those_of_the_whole_split_read_in_parts(penguins, monkeypatch):
-    rows = list(penguins.blocks())
+def test_statistics_are_those_of_the_whole_subset_read_in_parts(penguins, monkeypatch):
     whole = table_features(penguins, buckets={'bill_depth_mm': 4}).state
-    monkeypatch.setattr(
-        type(penguins), 'blocks', lambda self: (rows[0][i : i + 50] for i in range(0, 276, 50))
-    )
+    monkeypatch.setattr(module, '_ROWS_AT_ONCE', 50)
     parts = module._learn(penguins, whole['settings'])
-    assert parts.keys() == whole['columns'].keys()
+    rows = penguins.fetch(tf.range(penguins.num_examples, dtype=tf.int64))
+    assert parts.keys() == whole['columns'].keys() == rows.keys()
     for name, column in parts.items():
         if 'mean' in column:
-            values = penguins.rows.cells(rows[0], name).astype(float)
+            values = rows[name].numpy().astype(float)
             assert column['mean'] == pytest.approx(np.nanmean(values), rel=1e-12)
             assert column['std'] == pytest.approx(np.nanstd(values), rel=1e-9)
             assert column['missing'] == np.isnan(values).any()
         else:
             assert column == whole['columns'][name]
     vectors = apply(table_features(penguins), penguins)['features']
-    missing = np.isnan(penguins.rows.cells(rows[0], 'body_mass_g'))
-    np.testing.assert_allclose(vectors[~missing][:, :4].mean(axis=0), 0, atol=1e-5)
-    np.testing.assert_allclose(vectors[~missing][:, :4].std(axis=0), 1, atol=1e-5)
+    present = ~np.isnan(rows['body_mass_g'].numpy())
+    np.testing.assert_allclose(vectors[present][:, :4].mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(vectors[present][:, :4].std(axis=0), 1, atol=1e-5)
+
+
+def test_any_source_of_single_values_will_do():
+    source = Arrays({'flag': np.array([True, False, True]), 'n': np.uint8([1, 3, 3])})
+    found = apply(table_features(source, categories=['n']), source)['features']
+    deviation = np.sqrt(2) / 3
+    np.testing.assert_allclose(found[:, 0], np.array([1, -2, 1]) / 3 / deviation, rtol=1e-6)
+    np.testing.assert_array_equal(found[:, 1:], [[0, 1], [1, 0], [1, 0]])
+    with pytest.raises(ConfigError, match=r"'x' is float64 of shape \(2,\)"):
+        table_features(Arrays({'x': np.zeros((3, 2))}))
 
 
 def test_quantiles_of_many_rows_are_those_of_evenly_spaced_ones():
@@ -133,7 +143,7 @@ def test_the_state_goes_through_json_and_needs_no_data_again(penguins):
     learnt = table_features(penguins, **options)
     state = json.loads(json.dumps(learnt.state))
     assert state == learnt.state
-    other = table(penguins.files[0], label='species', split='test')
+    other = subset(table(penguins.files[0], label='species'), end=0.2)
     again = table_features(other, **options).with_state(state)
     assert again.state == learnt.state
     np.testing.assert_array_equal(apply(again, other)['features'], apply(learnt, other)['features'])
@@ -154,12 +164,12 @@ def test_what_was_learnt_is_kept(penguins, monkeypatch):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'categories': ['isle']}, "table_features.categories names 'isle', which is no column"),
-        ({'categories': ['sex']}, "'sex', which is not fit for it; it may name year."),
+        ({'categories': ['isle']}, "table_features.categories names 'isle', which does not exist"),
+        ({'categories': ['sex']}, "'sex', which is not fit for it; it may name species, year."),
         ({'buckets': {'bill_depth': 3}}, "Did you mean 'bill_depth_mm'?"),
         ({'buckets': {'year': 1}}, "buckets['year'] is 1; it must be 2 or more"),
         ({'indexed': ['year']}, "indexed names 'year', which is not fit for it"),
-        ({'crosses': [('sex', 'species')]}, "crosses names 'species', which is no column of feat"),
+        ({'crosses': [('sex', 'year')]}, "crosses names 'year', which is not fit for it"),
         ({'max_categories': 0}, 'table_features.max_categories is 0'),
     ],
 )
