@@ -6,9 +6,10 @@ may write one file each, in any order, and begin again where others have been ki
 
 import contextlib
 import dataclasses
+import functools
 import os
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import tensorflow as tf
 from trainer.data import dataset, example, statistics
 from trainer.data.bad_records import Damage
 from trainer.data.batch import Data
-from trainer.data.scan import Scan
+from trainer.data.scan import Batch, Scan
 from trainer.data.source import Source
 from trainer.errors import ConfigError, WriteError
 from trainer.version import __version__
@@ -100,7 +101,7 @@ class ShardWriter:
     """
 
     def __init__(self, source: Source, split: str, options: Options):
-        self._split, self._options = split, options
+        self._source, self._split, self._options = source, split, options
         self._spec = _spec(source, split)
         self._scan = Scan(source)
 
@@ -133,8 +134,8 @@ class ShardWriter:
                 if found.bad and self._options.on_bad_record == 'stop':
                     raise ConfigError(_damaged(self._split, found.bad[0]))
                 left_out += found.bad
-                for row in range(len(found.records)):
-                    records.write(_serialized(found.features, row, self._spec))
+                for record in _serialized(self._source, found, self._spec):
+                    records.write(record)
                 written += len(found.records)
                 if written:
                     numbers = statistics.together(numbers, statistics.of_features(found.features))
@@ -209,23 +210,73 @@ def _array_record() -> types.ModuleType:
 
 
 def _spec(source: Source, split: str) -> example.Spec:
+    """Returns how the features are stored: images encoded, if they keep all their pixels so."""
     try:
-        return example.spec(source.element_spec)
+        spec = example.spec(source.element_spec)
     except ConfigError as error:
         raise ConfigError(f'The split {split!r} cannot be stored. {error.message}') from None
+    batch = Scan(source).read(_sample(source))
+    if len(batch.records):
+        for name, contents in source.stored(batch.records).items():
+            encoded = dataclasses.replace(spec[name], storage='image')
+            if all(_decodes_to(contents, batch.features[name], encoded)):
+                spec[name] = encoded
+    return spec
+
+
+def _decodes_to(
+    contents: Sequence[bytes], images: np.ndarray, feature: example.Feature
+) -> list[bool]:
+    """Returns of each encoded image whether it gives these pixels when it is read again."""
+    spec = {'image': feature}
+    serialized = [example.serialize({'image': each}, spec) for each in contents]
+    try:
+        decoded = _decoder(feature)(tf.constant(serialized)).numpy()
+    except tf.errors.InvalidArgumentError:
+        if len(contents) == 1:
+            return [False]
+        rows = range(len(contents))
+        return [_decodes_to(contents[r : r + 1], images[r : r + 1], feature)[0] for r in rows]
+    return [np.array_equal(*pair) for pair in zip(decoded, images, strict=True)]
+
+
+@functools.cache
+def _decoder(feature: example.Feature) -> Callable[[tf.Tensor], tf.Tensor]:
+    return tf.function(
+        lambda serialized: example.parse(serialized, {'image': feature})['image'],
+        input_signature=[tf.TensorSpec([None], tf.string)],
+        autograph=False,
+    )
+
+
+def _sample(source: Source) -> np.ndarray:
+    """Returns the numbers of some records from all over, int64 ascending."""
+    return np.unique(np.linspace(0, source.num_examples - 1, _SAMPLED).astype(np.int64))
 
 
 def _shards_by_size(source: Source, spec: example.Spec, shard_bytes: float) -> int:
     """How many shards of about this size there would be, by some records from all over."""
-    count = source.num_examples
-    sample = np.unique(np.linspace(0, count - 1, _SAMPLED).astype(np.int64))
-    found = Scan(source).read(sample)
-    sizes = [len(_serialized(found.features, row, spec)) for row in range(len(found.records))]
-    return max(1, round(count * float(np.mean(sizes)) / shard_bytes)) if sizes else 1
+    batch = Scan(source).read(_sample(source))
+    sizes = list(map(len, _serialized(source, batch, spec)))
+    return max(1, round(source.num_examples * float(np.mean(sizes)) / shard_bytes)) if sizes else 1
 
 
-def _serialized(features: Mapping[str, np.ndarray], row: int, spec: example.Spec) -> bytes:
-    return example.serialize({name: values[row] for name, values in features.items()}, spec)
+def _serialized(source: Source, batch: Batch, spec: example.Spec) -> list[bytes]:
+    """Returns what is written of each record that could be read."""
+    if not len(batch.records):
+        return []
+    features = dict(batch.features)
+    if any(feature.storage == 'image' for feature in spec.values()):
+        for name, contents in source.stored(batch.records).items():
+            if spec[name].storage == 'image':
+                # What would change is encoded anew, as PNG, which loses nothing.
+                same = _decodes_to(contents, features[name], spec[name])
+                features[name] = [
+                    content if is_same else image
+                    for content, image, is_same in zip(contents, features[name], same, strict=True)
+                ]
+    rows = zip(*features.values(), strict=True)
+    return [example.serialize(dict(zip(features, row, strict=True)), spec) for row in rows]
 
 
 def _damaged(split: str, bad: Damage) -> str:

@@ -99,10 +99,14 @@ class ImageFolder(Source):
             return None
         return float(self._labels.min()), float(self._labels.max())
 
-    def _read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def stored(self, indices: np.ndarray) -> dict[str, list[bytes]]:
         sizes = self._sizes[indices].tolist()
         ranges = [files.Range(self.where(i), 0, s) for i, s in zip(indices, sizes, strict=True)]
-        contents, plans = image_decode.plan(files.read_ranges(ranges), self._shape, self._fit)
+        return {'image': files.read_ranges(ranges)}
+
+    def _read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        read = self.stored(indices)['image']
+        contents, plans = image_decode.plan(read, self._shape, self._fit)
         strings = np.empty(len(contents), object)
         strings[:] = contents
         return strings, plans, self._labels[indices]

@@ -1,8 +1,10 @@
 """Data that `phalanx prepare` has written: a source that its directory describes."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from trainer.data import dataset, statistics
@@ -43,6 +45,9 @@ class Prepared(Source):
 
     def fetch(self, indices: tf.Tensor) -> Features:
         return self._records.fetch(indices)
+
+    def stored(self, indices: np.ndarray) -> dict[str, Sequence[bytes]]:
+        return self._records.stored(indices)
 
     def where(self, index: int) -> str:
         return self._records.where(index)

@@ -90,6 +90,14 @@ class Records(Source):
         records[order] = contents
         return records
 
+    def stored(self, indices: np.ndarray) -> dict[str, Sequence[bytes]]:
+        images = [name for name, each in self._features.items() if each.storage == 'image']
+        if not images:
+            return {}
+        wanted = {name: tf.io.FixedLenFeature([], tf.string) for name in images}
+        found = tf.io.parse_example(self.read(indices), wanted)
+        return {name: found[name].numpy().tolist() for name in images}
+
     def where(self, index: int) -> str:
         file = int(np.searchsorted(self._firsts, index, 'right')) - 1
         return f'{self._paths[file]}, record {index - int(self._firsts[file])}'

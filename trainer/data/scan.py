@@ -1,6 +1,5 @@
 """All records of a source one after another, as numpy arrays, with the damaged ones apart."""
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -41,7 +40,7 @@ class Scan:
         self._source = source
         spec = source.element_spec
         sizes = [
-            _STRING_BYTES if s.dtype == tf.string else s.dtype.size * math.prod(s.shape)
+            _STRING_BYTES if s.dtype == tf.string else s.dtype.size * (s.shape.num_elements() or 1)
             for s in spec.values()
         ]
         self._nothing = {

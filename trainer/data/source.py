@@ -1,7 +1,9 @@
 """The interface between stored examples and the pipeline: random access by record number."""
 
 import abc
+from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from trainer.data import order
@@ -70,6 +72,17 @@ class Source(abc.ABC):
     def where(self, index: int) -> str:
         """Returns where a record lies, for messages: the file and what finds it therein."""
         return f'record {index}'
+
+    def stored(self, indices: np.ndarray) -> dict[str, Sequence[bytes]]:
+        """Returns, of features that are images, the encoded images that `fetch` decodes.
+
+        `phalanx prepare` keeps them as they are where they decode to the same pixels.
+
+        Args:
+            indices: int64 [B], B at least 1, of records that can be read.
+        """
+        del indices
+        return {}
 
     def bounds(self, feature: str) -> tuple[float, float] | None:
         """Returns the least and greatest value of a feature, or None if they are not known.
