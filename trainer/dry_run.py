@@ -4,7 +4,6 @@ import contextlib
 import functools
 import shutil
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 
 import tensorflow as tf
@@ -13,7 +12,7 @@ from trainer import gin_setup
 from trainer.agreement import Agreement
 from trainer.checkpoint import Checkpoints
 from trainer.cluster import Cluster
-from trainer.interval import parse_steps
+from trainer.interval import epoch_steps, parse_steps
 from trainer.model_dir import ModelDir
 from trainer.preflight import check_batch_size
 
@@ -75,7 +74,7 @@ class _Share:
             self.batch_size, self.replicas, gin_setup.parameter('train.accumulate') or 1
         )
         data = gin_setup.parameter('train.train_data')
-        steps_per_epoch = Fraction(data.source.num_examples, self.batch_size)
+        steps_per_epoch = epoch_steps(data.source.num_examples, self.batch_size)
         self.arguments = {
             'batch_size': self.batch_size // self.replicas,
             'steps': parse_steps(gin_setup.parameter('train.steps'), steps_per_epoch),
@@ -111,6 +110,7 @@ def _plan(scratch: Path, step: int, share: _Share | None) -> str:
     workers, each = topology['num_workers'], topology['replicas_per_worker']
     kind, device_type = topology['kind'], topology['device_type']
     per_replica = batch // topology['replicas']
+    examples = manifest['num_examples']
     rehearsed = 'training, evaluation, save, restore, export'
     if share:
         kind = 'multi_worker' if share.workers > 1 else 'mirrored'
@@ -120,8 +120,8 @@ def _plan(scratch: Path, step: int, share: _Share | None) -> str:
     lines = {
         'topology': f'{kind}: {workers} worker(s) of {each} {device_type}',
         'batch': f'{batch} examples a step, {per_replica} on each replica',
-        'data': f'{manifest["num_examples"]:,} examples',
-        'epoch': f'{manifest["num_examples"] / batch:,.1f} steps',
+        'data': f'{examples:,} examples' if examples else 'a stream of unknown length',
+        'epoch': f'{examples / batch:,.1f} steps' if examples else 'unknown',
         'run': f'{manifest["last_step"]:,} steps',
         'parameters': f'{manifest["num_parameters"]:,}',
         'checkpoint': f'{size:,} bytes',

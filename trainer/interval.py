@@ -10,14 +10,19 @@ _SECONDS = {'second': 1, 'minute': 60, 'hour': 3600}
 _UNITS = ('step', 'epoch', *_SECONDS)
 
 
-def parse_steps(value: int | str, steps_per_epoch: int | Fraction) -> int:
+def epoch_steps(num_examples: int | None, global_batch_size: int) -> Fraction | None:
+    """Returns how many steps an epoch takes, None if it is not known how many examples it has."""
+    return None if num_examples is None else Fraction(num_examples, global_batch_size)
+
+
+def parse_steps(value: int | str, steps_per_epoch: int | Fraction | None) -> int:
     """Returns a length of training in steps.
 
     Args:
         value: A number of steps (500 or '500 steps') or of epochs ('2 epochs'); at least 1.
-        steps_per_epoch: Fraction(num_examples, global_batch_size). Batches straddle epochs, so
-            this need not be whole; e epochs end in the step that reads the last of their
-            examples, the ceil(e * steps_per_epoch)-th.
+        steps_per_epoch: From `epoch_steps`. Batches straddle epochs, so this need not
+            be whole; e epochs end in the step that reads the last of their examples, the
+            ceil(e * steps_per_epoch)-th.
 
     Returns:
         The number of steps, at least 1.
@@ -48,14 +53,16 @@ class Every:
     Args:
         value: The interval: 100, '100 steps', '2 epochs', '30 seconds', '10 minutes', '1 hour';
             None for never.
-        steps_per_epoch: Fraction(num_examples, global_batch_size).
+        steps_per_epoch: From `epoch_steps`.
         start: The step at which this process starts or resumes; nothing is due there.
 
     Raises:
         ConfigError: The interval is something else.
     """
 
-    def __init__(self, value: int | str | None, steps_per_epoch: int | Fraction, start: int = 0):
+    def __init__(
+        self, value: int | str | None, steps_per_epoch: int | Fraction | None, start: int = 0
+    ):
         self._period: int | Fraction | None = None
         self._seconds: int | None = None
         self._due_seconds = 0.0
@@ -116,7 +123,12 @@ def _parse(value: int | str, hint: str = '') -> tuple[int, str]:
     return count, unit
 
 
-def _exact(steps_per_epoch: int | Fraction) -> int | Fraction:
+def _exact(steps_per_epoch: int | Fraction | None) -> int | Fraction:
+    if steps_per_epoch is None:
+        raise ConfigError(
+            'Epochs cannot be counted, as the training data does not tell how many examples it '
+            'has. Count in steps, or give the stream its num_examples.'
+        )
     # A float is not exact: an epoch of 10/3 steps would end its third one step late.
     if not isinstance(steps_per_epoch, int | Fraction):
         raise TypeError('steps_per_epoch must be Fraction(num_examples, global_batch_size).')

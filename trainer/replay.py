@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import keras
@@ -17,7 +16,7 @@ from trainer.data.pipeline import train_batches
 from trainer.debugger import in_debugger
 from trainer.divergence import LeftOut
 from trainer.errors import ConfigError
-from trainer.interval import parse_steps
+from trainer.interval import epoch_steps, parse_steps
 from trainer.model_dir import ModelDir
 from trainer.numerics import Finding, Operation, Watch, some
 from trainer.preflight import check_batch_size, check_loss
@@ -149,7 +148,7 @@ def replay(
     """
     check_loss(loss)
     check_batch_size(batch_size, strategy.num_replicas_in_sync, accumulate)
-    last_step = parse_steps(steps, Fraction(train_data.source.num_examples, batch_size))
+    last_step = parse_steps(steps, epoch_steps(train_data.source.num_examples, batch_size))
     if isinstance(step, bool) or not isinstance(step, int) or not 1 <= step <= last_step:
         raise ConfigError(
             f'There is no step {step!r} to replay: the steps of this run are 1 to {last_step}.'

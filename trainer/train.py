@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import keras
@@ -23,7 +22,7 @@ from trainer.data.pipeline import train_batches, train_records
 from trainer.divergence import BadSteps, Divergence, LeftOut
 from trainer.errors import Diverged, Preempted
 from trainer.evaluate import Evaluation
-from trainer.interval import Every, parse_steps
+from trainer.interval import Every, epoch_steps, parse_steps
 from trainer.model_dir import ModelDir
 from trainer.observe import phases
 from trainer.observe.report import Report
@@ -134,7 +133,7 @@ def train(
     # ---- What is asked for.
     check_loss(loss)
     check_batch_size(batch_size, strategy.num_replicas_in_sync, accumulate)
-    steps_per_epoch = Fraction(train_data.source.num_examples, batch_size)
+    steps_per_epoch = epoch_steps(train_data.source.num_examples, batch_size)
     last_step = parse_steps(steps, steps_per_epoch)
     identity = {
         'seed': seed,

@@ -55,13 +55,18 @@ def fetch(source: Source, ids: tf.Tensor, label: str, num_classes: int | None = 
         name: tf.ensure_shape(features[name], [ids.shape[0], *spec.shape])
         for name, spec in source.element_spec.items()
     }
+    return checked(features, label, num_classes)
+
+
+def checked(features: Features, label: str, num_classes: int | None) -> Features:
+    """Returns features that are an error if a label is none of the classes, see `fetch`."""
     labels = features.get(label)
     if num_classes is not None and labels is not None and labels.dtype.is_integer:
         least, greatest = tf.reduce_min(labels), tf.reduce_max(labels)
         message = f'the label {label!r} is not one of the classes 0 to {num_classes - 1}'
         inside = (least >= 0) & (greatest < num_classes)
         with tf.control_dependencies([tf.debugging.Assert(inside, [message])]):
-            features[label] = tf.identity(labels)
+            return {**features, label: tf.identity(labels)}
     return features
 
 
@@ -212,10 +217,13 @@ def told(
         damage = find(source, batches, label, num_classes)
         if damage is None:
             raise
+        advice = (
+            ", or set Data.on_bad_record = 'skip' to leave such records out. "
+            '`phalanx inspect --verify` lists them all.'
+        )
         raise ConfigError(
-            f'{damage.where} cannot be used: {damage.reason}. Mend the data, or set '
-            "Data.on_bad_record = 'skip' to leave such records out. `phalanx inspect --verify` "
-            'lists them all.'
+            f'{damage.where} cannot be used: {damage.reason}. Mend the data'
+            f'{"." if source.in_order_only else advice}'
         ) from error
 
 

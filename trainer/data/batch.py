@@ -16,8 +16,9 @@ from trainer.errors import ConfigError, nearest
 # Stands for the record of a row that fills up the last batch of an evaluation.
 PADDING = -1
 
-# (positions, ids), both int64 [B / R], -> what a replica gets for these rows.
-Batch = Callable[[tf.Tensor, tf.Tensor], Features]
+# (positions, ids), both int64 [B / R], -> what a replica gets for these rows; of a `Stream`, whose
+# features come by themselves, (positions, ids, features).
+Batch = Callable[..., Features]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Data:
                 f"Data.on_bad_record is {self.on_bad_record!r}; it is 'stop' or 'skip'."
                 f'{nearest(str(self.on_bad_record), ("stop", "skip"))}'
             )
+        if self.on_bad_record == 'skip' and self.source.in_order_only:
+            raise ConfigError(
+                "Data.on_bad_record is 'skip', which a stream cannot do: let it leave out what "
+                'cannot be used by itself.'
+            )
 
 
 def train_batch(data: Data, *, seed: int, num_classes: int | None = None) -> Batch:
@@ -72,8 +78,8 @@ def train_batch(data: Data, *, seed: int, num_classes: int | None = None) -> Bat
         num_classes: What labels must be below, or None.
     """
 
-    def batch(positions: tf.Tensor, ids: tf.Tensor) -> Features:
-        features, good = _fetch(data, ids, num_classes)
+    def batch(positions: tf.Tensor, ids: tf.Tensor, came: Features | None = None) -> Features:
+        features, good = _fetch(data, ids, num_classes, came)
         if data.augment is not None:
             seeds = order.example_seeds(positions, seed=seed)
             features = _checked(data.augment(dict(features), seeds), ids.shape[0], 'augment')
@@ -88,9 +94,9 @@ def eval_batch(data: Data, *, num_classes: int | None = None) -> Batch:
     Rows whose id is PADDING have weight 0.
     """
 
-    def batch(positions: tf.Tensor, ids: tf.Tensor) -> Features:
+    def batch(positions: tf.Tensor, ids: tf.Tensor, came: Features | None = None) -> Features:
         del positions
-        features, good = _fetch(data, tf.maximum(ids, 0), num_classes)
+        features, good = _fetch(data, tf.maximum(ids, 0), num_classes, came)
         result = _model_batch(data, features)
         weights = result.get('weights', tf.ones_like(ids, tf.float32))
         result |= {'ids': ids, 'weights': tf.where(ids >= 0, weights, 0.0)}
@@ -169,8 +175,10 @@ def model_inputs(data: Data, features: Features) -> tf.Tensor | Features:
 
 
 def _fetch(
-    data: Data, ids: tf.Tensor, num_classes: int | None
+    data: Data, ids: tf.Tensor, num_classes: int | None, came: Features | None
 ) -> tuple[Features, tf.Tensor | None]:
+    if came is not None:
+        return bad_records.checked(came, data.label, num_classes), None
     if data.on_bad_record == 'skip':
         return bad_records.fetch_good(data.source, ids, data.label, num_classes)
     return bad_records.fetch(data.source, ids, data.label, num_classes), None

@@ -1,5 +1,6 @@
 """Batches for each replica: which rows of the global batch it gets, and when."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -51,7 +52,12 @@ def train_batches(
         return positions, data.source.records(positions, seed=seed)
 
     batch = train_batch(data, seed=seed, num_classes=num_classes)
-    return _distribute(data, strategy, global_batch_size, start_step, read_at, batch)
+    come = None
+    if data.source.in_order_only:
+        come = functools.partial(
+            data.source.from_position, start_step * global_batch_size, left_out
+        )
+    return _distribute(data, strategy, global_batch_size, start_step, read_at, batch, come)
 
 
 def train_records(
@@ -96,6 +102,8 @@ def eval_batches(
     """
     _check_batch_size(global_batch_size, strategy)
     num_examples = data.source.num_examples
+    if num_examples is None:
+        raise ConfigError('Evaluation needs to know how many examples there are: num_examples.')
     num_steps = -(-num_examples // global_batch_size)
 
     def read_at(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -103,7 +111,10 @@ def eval_batches(
         return positions, tf.where(in_pass < num_examples, in_pass, PADDING)
 
     batch = eval_batch(data, num_classes=num_classes)
-    return _distribute(data, strategy, global_batch_size, 0, read_at, batch), num_steps
+    come = None
+    if data.source.in_order_only:
+        come = functools.partial(data.source.passes, num_steps * global_batch_size, PADDING)
+    return _distribute(data, strategy, global_batch_size, 0, read_at, batch, come), num_steps
 
 
 def shares(
@@ -139,11 +150,12 @@ def _distribute(
     start_step: int,
     read_at: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
     batch: Batch,
+    come: Callable[[], tf.data.Dataset] | None,
 ) -> Iterator:
     """Builds the iterator of batch(*read_at(positions)) for each step and replica.
 
     `read_at` returns where the order leads: the positions that are read in place of those given,
-    and their records, both int64 [n].
+    and their records, both int64 [n]. Of a stream, `come` returns all its elements instead.
     """
     num_replicas = strategy.num_replicas_in_sync
     size = global_batch_size // num_replicas
@@ -155,7 +167,6 @@ def _distribute(
         # The order of some batches at a time: its many small operations cost more than its work.
         together = max(1, min(16, 2048 // size))
 
-        # One row per step and local replica: the strategy deals them out in turn.
         @tf.autograph.experimental.do_not_convert
         def rows(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             positions = shares(
@@ -168,15 +179,21 @@ def _distribute(
             positions, ids = read_at(tf.reshape(positions, [together * size]))
             return tf.reshape(positions, [together, size]), tf.reshape(ids, [together, size])
 
+        def is_mine(position: tf.Tensor) -> tf.Tensor:
+            replica = position % global_batch_size // size - first_replica
+            return (replica >= 0) & (replica < num_local)
+
+        if come is None:
+            # One row per step and local replica: the strategy deals them out in turn.
+            read = tf.data.Dataset.counter(start_step * num_local, together).map(rows).unbatch()
+        else:
+            read = data.source.share(come(), is_mine, start_step * global_batch_size, size)
         options = tf.data.Options()
         # Batches are made side by side; more threads within each would only get in their way.
         options.threading.max_intra_op_parallelism = 1
         options.experimental_warm_start = True
         return (
-            tf.data.Dataset.counter(start_step * num_local, together)
-            .map(rows)
-            .unbatch()
-            .map(
+            read.map(
                 tf.autograph.experimental.do_not_convert(batch),
                 num_parallel_calls=tf.data.AUTOTUNE,
                 deterministic=True,

@@ -24,7 +24,12 @@ class Source(abc.ABC):
     * A damaged record makes the whole `fetch` fail, by `BadRecord` where Python reads, or by the
       error of the operation that cannot decode it. Its neighbours, fetched without it, do not.
       Files out of reach are another matter, and raise OSError.
+
+    Attributes:
+        in_order_only: whether it is a `Stream`, which has no random access.
     """
+
+    in_order_only = False
 
     @property
     @abc.abstractmethod

@@ -139,7 +139,7 @@ def _plain(tensor: tf.Tensor) -> np.ndarray:
 
 def _prove(aside: Path, serve: Callable, data: Data, tolerance: float) -> None:
     """Compares the SavedModel in a fresh process with `serve` here, on the first examples."""
-    count = min(_EXAMPLES, data.source.num_examples)
+    count = min(_EXAMPLES, data.source.num_examples or _EXAMPLES)
     examples = data.source.fetch(tf.range(count, dtype=tf.int64))
     features = {name: examples[name] for name in raw_spec(data)}
     np.savez(aside / 'features.npz', **{name: _plain(v) for name, v in features.items()})
