@@ -3,11 +3,11 @@
 The same records, of 1, 4 and 100 kB, lie in TFRecord and ArrayRecord files that are in the page
 cache. On the other side are the usual `tf.data` pipeline (interleaved files, a shuffle buffer, then
 either parse and batch or batch and parse), PyTorch's DataLoader with two workers over the package
-`tfrecord`, and Grain over ArrayRecord with 16 threads, its default and the fastest of its ways here.
-All have their buffers filled, and what lay ready in them taken out, before the clock starts. Only
-Phalanx and Grain read in an order that is random over all records. PyTorch and Grain need not be
-in this environment: `--torch_python` and `--grain_python` name interpreters that have them, NumPy
-and `tfrecord` (whose protocol buffers serve both).
+`tfrecord`, and Grain over ArrayRecord with 16 threads, its default and the fastest of its ways
+here. All have their buffers filled, and what lay ready in them taken out, before the clock starts.
+Only Phalanx and Grain read in an order that is random over all records. PyTorch and Grain need not
+be in this environment: `--torch_python` and `--grain_python` name interpreters that have them,
+NumPy and `tfrecord`, whose protocol buffers serve both.
 
 Then 50 million records in 10,000 shards, which are 10,000 names of one file: what it takes to make
 the index and to open it, and the first batch at record 10 million against the first of all.

@@ -1,6 +1,5 @@
 import gzip
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import servers
 from trainer.data import bad_records, example, files, tfrecord_index
 from trainer.data.tfrecord import TFRecords, tfrecord
 from trainer.errors import BadRecord, ConfigError
@@ -288,21 +288,38 @@ def test_only_so_many_files_are_held_open(tmp_path, monkeypatch):
         assert len(os.listdir('/proc/self/fd')) <= before + 16
 
 
+def test_files_are_read_by_url(tmp_path, monkeypatch):
+    monkeypatch.setenv('PHALANX_CACHE', str(tmp_path / 'cache'))
+    shards(tmp_path, [3, 2])
+    with servers.http(tmp_path) as port:
+        source = TFRecords(f'http://127.0.0.1:{port}/*.tfrecord', FEATURES)
+        batch = source.fetch(tf.constant([4, 0, 1, 2, 3], tf.int64))
+        assert batch['x'].numpy().tolist() == [4, 0, 1, 2, 3]
+    assert source.where(4).endswith('/a-00001.tfrecord, record 1 (byte 45)')
+    assert source.fingerprint == TFRecords(f'{tmp_path}/*.tfrecord', FEATURES).fingerprint
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('hard', [300, 4096])
-def test_more_files_are_read_than_a_process_may_open(tmp_path, hard):
-    shards(tmp_path, [1] * 1100)
+def test_several_processes_read_more_files_than_each_may_open(tmp_path):
+    paths = shards(tmp_path, [1] * 1100)
     code = (
         'import numpy as np, sys\n'
         'from trainer.data.tfrecord import TFRecords\n'
         "source = TFRecords(sys.argv[1], {'x': ('int64', ())})\n"
-        'assert source.num_examples == 1100\n'
         'for _ in range(2):\n'
         '    assert len(set(source.read(np.random.permutation(1100)))) == 1100\n'
+        'print(source.num_examples, source.fingerprint)\n'
     )
-    subprocess.run(
-        [sys.executable, '-c', code, f'{tmp_path}/*.tfrecord'],
-        check=True,
-        cwd=CHECKOUT,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard)),
-    )
+    processes = [
+        subprocess.Popen(
+            ['bash', '-c', f'ulimit -Sn 256; ulimit -Hn {most}; exec "$@"', 'bash', sys.executable]
+            + ['-c', code, f'{tmp_path}/*.tfrecord'],
+            cwd=CHECKOUT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for most in (300, 4096)
+    ]
+    said = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert said[0] == said[1] == f'1100 {TFRecords(paths, FEATURES).fingerprint}\n'
