@@ -20,6 +20,7 @@ DATA = {
     'gcs': ['gcsfs>=2025.3,<2027'],
     'http': ['fsspec[http]>=2025.3,<2027'],
     'arrow': ['pyarrow>=18,<27'],
+    'text': ['tokenizers>=0.21,<0.24'],
 }
 
 setup(

@@ -28,6 +28,7 @@ from trainer.data import (
     prepared,
     table,
     table_features,
+    text,
     tfrecord,
 )
 from trainer.data.batch import Data
@@ -39,7 +40,7 @@ from trainer.errors import ConfigError
 from trainer.evaluate import evaluate as _evaluate
 from trainer.export.saved_model import export as _export
 from trainer.meeting import meet as _meet
-from trainer.models import cnn, mlp, resnet
+from trainer.models import byte_lm, cnn, mlp, resnet
 from trainer.prepare import splits as _splits
 from trainer.replay import Replay
 from trainer.replay import replay as _replay
@@ -77,6 +78,7 @@ _PARTS = (
     one_hot.one_hot,
     table.table,
     table_features.table_features,
+    text.text,
     augment.random_shift,
     augment.random_flip,
     augment.random_resized_crop,
@@ -86,6 +88,7 @@ _PARTS = (
     mix.cutmix,
     augment.scale_images,
     augment.chain,
+    byte_lm.byte_lm,
     cnn.cnn,
     mlp.mlp,
     resnet.resnet,

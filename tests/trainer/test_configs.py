@@ -19,6 +19,7 @@ LEFT_TO_THE_USER = {
     'runs/prepared.gin': ["DATA_DIR = 'd'", *_IMAGES],
     'runs/table.gin': ["FILES = 'd.csv'", "LABEL = 'y'", 'NUM_CLASSES = 3'],
     'runs/table_regression.gin': ["FILES = 'd.csv'", "LABEL = 'y'"],
+    'runs/text.gin': ["TRAIN_FILES = 'a.txt'", "EVAL_FILES = 'b.txt'"],
 }
 
 
@@ -53,10 +54,10 @@ def test_models_and_optimizers_combine_freely(run, model, optimizer):
 def test_the_model_and_the_optimizer_of_every_run_can_be_built(run):
     load(run)
     model = gin.query_parameter('%MODEL').scoped_configurable_fn()
-    # The data alone know how wide the vectors of a table are.
+    # The data alone know the width of a table's vectors, and the length of windows.
     shape = gin_setup.parameter('%INPUT_SHAPE') or (7,)
     outputs = model(np.zeros((2, *shape), np.float32))
-    assert outputs.shape == (2, gin.query_parameter('%NUM_CLASSES'))
+    assert (outputs.shape[0], outputs.shape[-1]) == (2, gin.query_parameter('%NUM_CLASSES'))
     if isinstance(gin.query_parameter('%STEPS'), int):
         optimizer = gin.query_parameter('%OPTIMIZER').scoped_configurable_fn()
         optimizer.build(model.trainable_variables)

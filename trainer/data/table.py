@@ -70,9 +70,9 @@ class Table(Source):
             rows = self.rows.array[indices]
             return [np.ascontiguousarray(rows[kind]) for kind in kinds]
 
-        cells = tf.numpy_function(
-            gather, [indices], [tf.as_dtype(np.dtype(CELLS[kind])) for kind in kinds]
-        )
+        dtypes = [tf.as_dtype(np.dtype(CELLS[kind])) for kind in kinds]
+        # Called stateful, one batch at a time would be read.
+        cells = tf.numpy_function(gather, [indices], dtypes, stateful=False)
         features = {}
         for kind, vectors in zip(kinds, cells, strict=True):
             names = [name for name, its_kind in self.kinds.items() if its_kind == kind]
