@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from launch import data_flags
 from launch.crew import Crew
 from trainer import gin_files
+from trainer.data import dataset
 from trainer.errors import ConfigError, Preempted
 from trainer.unfinished import Unfinished
 
@@ -72,9 +73,10 @@ def _write(
             plan = crew.plan()
             unfinished.begin(plan)
             if unfinished.finished:
-                print(f'{unfinished.out} is finished: {_counts(plan)}.')
-                return 0
-            written.update(unfinished.written(plan))
+                print(f'{unfinished.out} is finished already.')
+                return _tell(unfinished.out)
+            skips = options['on_bad_record'] == 'skip'
+            written.update(unfinished.written(plan, incomplete=skips))
             with _Display(plan, written) as display:
                 for message in crew.write(plan, written.keys(), processes):
                     if 'shard' in message:
@@ -82,17 +84,27 @@ def _write(
                         written[message['shard']] = message['record']
                     display.show(message)
         unfinished.commit(plan, written)
+        print(f'{unfinished.out} is finished.')
     except KeyboardInterrupt:
         total = sum(len(split['shards']) for split in plan['splits'].values()) if plan else 'no'
         raise Preempted(
             f'Stopped; {len(written)} of {total} shards are finished and kept. The same command '
             'goes on.'
         ) from None
-    left_out = sum(len(record['left_out']) for record in written.values())
-    size = sum(record['bytes'] for record in written.values() if record['records'])
-    print(f'{unfinished.out}: {_counts(plan)}; {size / 10**6:,.1f} MB.')
-    if left_out:
-        print(f'{left_out:,} damaged records were left out; dataset.json lists them.')
+    return _tell(unfinished.out)
+
+
+def _tell(out: Path) -> int:
+    """Prints what is in a finished directory."""
+    for name, split in dataset.read(str(out))['splits'].items():
+        size = sum(shard['bytes'] for shard in split['shards'])
+        left_out = (
+            f'; {len(split["left_out"]):,} damaged ones left out' if split['left_out'] else ''
+        )
+        print(
+            f'{name}: {split["records"]:,} records in {len(split["shards"])} files, '
+            f'{size / 10**6:,.1f} MB{left_out}'
+        )
     return 0
 
 
@@ -109,13 +121,6 @@ def _check_apart(out: Path, script: gin_files.Script) -> None:
                 f'{out} lies in {read}, which {binding.name} names and which is read. Name a '
                 'directory elsewhere.'
             )
-
-
-def _counts(plan: Mapping[str, Any]) -> str:
-    return ', '.join(
-        f'{name} {split["source"]["records"]:,} records in {len(split["shards"])} shard(s)'
-        for name, split in plan['splits'].items()
-    )
 
 
 @contextlib.contextmanager

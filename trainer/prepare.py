@@ -24,7 +24,6 @@ from trainer.data.source import Source
 from trainer.errors import ConfigError, WriteError
 from trainer.version import __version__
 
-ON_BAD_RECORD = ('stop', 'skip')
 # How many records tell how large the others are.
 _SAMPLED = 64
 # One record a group, so that one can be read without its neighbours.
@@ -86,7 +85,6 @@ def plan(sources: Mapping[str, Source], options: Options) -> dict[str, Any]:
         'format': dataset.FORMAT,
         'phalanx': __version__,
         'files': options.files,
-        'on_bad_record': options.on_bad_record,
         'splits': planned,
     }
 

@@ -112,14 +112,22 @@ class Unfinished:
                 'this one.'
             )
 
-    def written(self, plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """Returns what is known of each shard that is as it was finished; deletes all others."""
+    def written(
+        self, plan: dict[str, Any], *, incomplete: bool = False
+    ) -> dict[str, dict[str, Any]]:
+        """Returns what is known of each shard that is as it was finished; deletes all others.
+
+        Args:
+            plan: what is to be written.
+            incomplete: whether those count that lack damaged records.
+        """
         found = {}
         for name in _files(plan):
             path, known = self.path / name, self._known(name)
             try:
                 record = json.loads(known.read_text(encoding='utf-8'))
-                if not record['records'] or dataset.sha256(path) == record['sha256']:
+                is_good = not record['records'] or dataset.sha256(path) == record['sha256']
+                if is_good and (incomplete or not record['left_out']):
                     found[name] = record
             except FileNotFoundError:
                 pass
@@ -225,7 +233,7 @@ def _files(plan: dict[str, Any]) -> Iterator[str]:
 
 def _difference(there: dict[str, Any], plan: dict[str, Any]) -> str:
     """What of a plan is another than what is there, in words; '' if nothing is."""
-    for key in ('format', 'phalanx', 'files', 'on_bad_record'):
+    for key in ('format', 'phalanx', 'files'):
         if there.get(key) != plan[key]:
             return f'{key} was {there.get(key)!r} and is {plan[key]!r} now'
     if there['splits'].keys() != plan['splits'].keys():

@@ -93,8 +93,9 @@ def test_data_is_prepared_looked_at_and_found_damaged(tmp_path):
     one = phalanx(tmp_path, 'prepare', 'one', *digits, '--processes=1')
     assert one.returncode == 0, one.stderr
     assert one.stdout == (
-        f'{tmp_path}/one: train 1,500 records in 4 shard(s), test 297 records in 4 shard(s); '
-        '0.2 MB.\n'
+        f'{tmp_path}/one is finished.\n'
+        'train: 1,500 records in 4 files, 0.2 MB\n'
+        'test: 297 records in 4 files, 0.0 MB\n'
     )
     assert 'train-00000-of-00004.tfrecord: 375 records' in one.stderr
     # Any number of processes, a whole run in place of a file of data/, and an EVAL_DATA or none.
@@ -104,7 +105,7 @@ def test_data_is_prepared_looked_at_and_found_damaged(tmp_path):
     assert checksums(tmp_path / 'one') == checksums(tmp_path / 'two')
     again = phalanx(tmp_path, 'prepare', 'two', *digits)
     assert (again.returncode, again.stderr) == (0, '')
-    assert again.stdout.startswith(f'{tmp_path}/two is finished: train 1,500 records')
+    assert again.stdout.startswith(f'{tmp_path}/two is finished already.\ntrain: 1,500 records')
     other = phalanx(tmp_path, 'prepare', 'two', *digits, '--gin.train/digits.split="test"')
     assert other.returncode == 2
     assert "source of the split 'train' was {'records': 1500" in other.stderr

@@ -19,7 +19,7 @@ def prepare(out, sources=None, **options):
     unfinished, planned = Unfinished(out), plan(sources, how)
     with unfinished.lock():
         unfinished.begin(planned)
-        written = unfinished.written(planned)
+        written = unfinished.written(planned, incomplete=how.on_bad_record == 'skip')
         for split, name, first, end in missing(planned, written):
             writer = ShardWriter(sources[split], split, how)
             record = writer.write(unfinished.path / name, first, end, lambda count: None)

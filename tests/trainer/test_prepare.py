@@ -42,7 +42,7 @@ def test_what_is_read_from_the_files_is_what_the_source_has(tmp_path, files):
 def test_dataset_json_describes_everything(tmp_path):
     out = prepare(tmp_path / 'out', {'train': Numbered()}, files='tfrecord', shards=3)
     told = description(out)
-    assert (told['format'], told['files'], told['on_bad_record']) == (1, 'tfrecord', 'stop')
+    assert (told['format'], told['files']) == (1, 'tfrecord')
     train = told['splits']['train']
     assert train['records'] == 20
     assert train['source'] == {'records': 20, 'fingerprint': Numbered().fingerprint}
@@ -146,7 +146,6 @@ def test_a_finished_directory_stays_as_it_is(tmp_path):
         ),
         (None, {'shards': 3}, "the split 'train' was divided into another number of shards"),
         (None, {'files': 'tfrecord'}, "files was 'array_record' and is 'tfrecord' now"),
-        (None, {'on_bad_record': 'skip'}, "on_bad_record was 'stop' and is 'skip' now"),
     ],
 )
 def test_something_else_is_not_written_into_the_same_directory(
@@ -197,6 +196,21 @@ def test_damaged_records_can_be_left_out_and_are_listed(tmp_path):
     assert train['statistics']['label']['count'] == 20 - len(bad)
     labels = read_all(prepared(out))['x'].numpy()[:, 0]
     np.testing.assert_array_equal(labels, [n for n in range(20) if n not in bad])
+
+
+def test_after_a_damaged_record_it_may_go_on_without_and_from_there_not_with(tmp_path):
+    source, out = Numbered(bad=[13]), tmp_path / 'out'
+    with pytest.raises(ConfigError, match='13 is spoilt'):
+        prepare(out, {'train': source}, shards=4)
+    planned = plan({'train': source}, Options(shards=4))
+    assert len(Unfinished(out).written(planned)) == 2
+    writer = ShardWriter(source, 'train', Options(shards=4, on_bad_record='skip'))
+    unfinished, name = Unfinished(out), planned['splits']['train']['shards'][2]['file']
+    unfinished.keep(name, writer.write(unfinished.path / name, 10, 15, int))
+    assert len(unfinished.written(planned, incomplete=True)) == 3
+    assert len(unfinished.written(planned)) == 2
+    prepare(out, {'train': source}, shards=4, on_bad_record='skip')
+    assert description(out)['splits']['train']['records'] == 19
 
 
 def test_nothing_but_damaged_records_is_told(tmp_path):
