@@ -38,6 +38,7 @@ setup(
     install_requires=[
         'absl-py>=2.1',
         'gin-config==0.5.*',
+        'grpcio>=1.60,<2',
         'keras>=3.12,<3.16',  # 3.12 is the last for Python 3.10.
         'numpy>=1.26',
         'psutil>=5.9,<8',

@@ -30,6 +30,7 @@ to every worker.
 
   --workers: processes that train together, each with its own devices; default 1.
   --devices_per_worker: GPUs of each worker or, without GPUs, CPU devices to make.
+  --data_workers: more processes, that read, augment and preprocess for the workers; default 0.
   --max_restarts: restarts in a row without a new checkpoint; default 3.
   --grace_seconds: how long workers have to save after a signal; default 60.
   --patience_seconds: how long a worker may make no progress before it counts as stuck; more where

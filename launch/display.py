@@ -136,13 +136,13 @@ class Display:
         """Shows a message of the launcher as that."""
         self.say(f'phalanx: {text}')
 
-    def quote(self, worker: int, log: Path | None) -> None:
-        """Shows the end of a worker's log, if it has one."""
+    def quote(self, who: str, log: Path | None) -> None:
+        """Shows the end of somebody's log, if there is one."""
         lines: list[str] = []
         with contextlib.suppress(OSError):  # Somebody may have deleted it.
             lines = log.read_text(errors='replace').splitlines()[-_TAIL_LINES:] if log else []
         if lines:
-            self.say('\n'.join(f'  worker {worker}: {line}' for line in lines))
+            self.say('\n'.join(f'  {who}: {line}' for line in lines))
 
     def _new_lines(self, end: bool = False) -> list[str]:
         return [

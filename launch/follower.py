@@ -8,6 +8,7 @@ from pathlib import Path
 
 from launch import stacks
 from launch.causes import likely_cause
+from launch.data_workers import DataWorkers, Lost
 from launch.display import Display
 from launch.ledger import Ledger
 from launch.local import Workers
@@ -40,6 +41,7 @@ class Follower:
 
     Args:
         workers: those of the attempt.
+        data_workers: those that make batches for them.
         watch: what they say.
         signals: that have come to the launcher; more may be added at any time.
         grace_seconds: how long workers have to save after the first.
@@ -52,6 +54,7 @@ class Follower:
         workers: Workers,
         watch: Watch,
         *,
+        data_workers: DataWorkers,
         signals: Sequence[int],
         grace_seconds: float,
         newest_step: Callable[[], int],
@@ -59,6 +62,7 @@ class Follower:
         display: Display,
     ):
         self._workers, self._watch, self._signals = workers, watch, signals
+        self._data_workers = data_workers
         self._grace_seconds, self._newest_step = grace_seconds, newest_step
         self._ledger, self._display = ledger, display
 
@@ -102,6 +106,8 @@ class Follower:
                     return self._stuck(stuck)
                 # Who was killed comes before those that have noticed it.
                 return self._judge(*min(bad, key=lambda each: each[1]))
+            elif (lost := self._data_workers.lost()) is not None:
+                return self._without_data(lost)
             elif (stuck := watch.stuck(workers.pids())) is not None:
                 return self._stuck(stuck)
             time.sleep(POLL_SECONDS)
@@ -117,6 +123,7 @@ class Follower:
             self._ledger.write('rollback', **figures)
             self._display.tell(f'went back from step {told["rolled_back"]} to step {told["to"]}')
         self._watch.rollbacks.clear()
+        self._data_workers.look()
         self._display.show()
 
     def _stopped(self, codes: Sequence[int]) -> Outcome:
@@ -125,6 +132,21 @@ class Follower:
         if not failed:
             return Outcome('stopped')
         return self._failed(failed[0], codes[failed[0]])
+
+    def _without_data(self, lost: Lost) -> Outcome:
+        """Decides what an attempt comes to that has no data workers any more."""
+        if lost.mistake:
+            # Most mistakes are the workers' too, and better told by them.
+            end = time.monotonic() + _MISTAKE_SECONDS
+            while time.monotonic() < end and not any(self._workers.codes()):
+                self._display.show()
+                time.sleep(POLL_SECONDS)
+            if bad := [(i, code) for i, code in enumerate(self._workers.codes()) if code]:
+                return self._judge(*bad[0])
+        self._display.tell(lost.reason)
+        self._display.quote(f'data worker {lost.worker}', lost.log)
+        kind = 'mistake' if lost.mistake else 'failed'
+        return Outcome(kind, reason=lost.reason, log=lost.log)
 
     def _judge(self, index: int, code: int) -> Outcome:
         """Decides what an attempt comes to after a worker has ended badly."""
@@ -140,7 +162,7 @@ class Follower:
             return self._stuck(stuck)
         index = codes.index(MISTAKE)
         if not self._display.shows(index):
-            self._display.quote(index, self._workers.logs[index])
+            self._display.quote(f'worker {index}', self._workers.logs[index])
         reason = f'worker {index} ended with exit code {MISTAKE}'
         return Outcome('mistake', index, reason, self._workers.logs[index])
 
@@ -150,7 +172,7 @@ class Follower:
         self._display.tell(reason)
         self._ledger.write('exit', worker=index, code=code)
         if code > 0 and not self._display.shows(index):
-            self._display.quote(index, self._workers.logs[index])
+            self._display.quote(f'worker {index}', self._workers.logs[index])
         logs = self._workers.logs
         return Outcome('failed', index, reason, logs[index], likely_cause(index, code, logs))
 

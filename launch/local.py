@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launch import child
@@ -28,7 +28,15 @@ class Workers:
         phases: of each worker, see `trainer.observe.phases`.
     """
 
-    def __init__(self, flags: Sequence[str], count: int, directory: Path, *, wanted: int):
+    def __init__(
+        self,
+        flags: Sequence[str],
+        count: int,
+        directory: Path,
+        *,
+        wanted: int,
+        variables: Mapping[str, str] | None = None,
+    ):
         """Starts `count` workers.
 
         Args:
@@ -36,6 +44,7 @@ class Workers:
             count: how many.
             directory: where the files go; it exists.
             wanted: how many there should be; each gets its share of the GPUs as if they were.
+            variables: of the environment, besides those of this process.
         """
         self.logs = [directory / f'worker-{index}.log' for index in range(count)]
         self.phases = [directory / f'worker-{index}.phases.jsonl' for index in range(count)]
@@ -44,6 +53,7 @@ class Workers:
         command = child.command('trainer', *flags)
         try:
             for index, environment in enumerate(_environments(count, wanted)):
+                environment |= variables or {}
                 environment[phases.VARIABLE] = str(self.phases[index].absolute())
                 with open(self.logs[index], 'wb') as log:
                     process = subprocess.Popen(
@@ -85,13 +95,8 @@ class Workers:
     def taken_port(self) -> tuple[int, int] | None:
         """Returns a worker and its port if that is another process's; ask once all have ended."""
         for index, port in enumerate(self._ports):
-            with socket.socket() as probe:
-                # As a worker tries it: what its like have just left is no obstacle.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind(('', port))
-                except OSError:
-                    return index, port
+            if is_taken(port):
+                return index, port
         return None
 
     def kill(self) -> None:
@@ -153,6 +158,18 @@ def _gpus() -> list[str]:
         return list(itertools.takewhile(lambda name: name not in ('', '-1'), visible.split(',')))
     devices = Path('/dev').glob('nvidia[0-9]*')
     return sorted((path.name.removeprefix('nvidia') for path in devices), key=int)
+
+
+def is_taken(port: int) -> bool:
+    """Whether a process that is not there any more could not have listened on a TCP port."""
+    with socket.socket() as probe:
+        # As a worker tries it: what its like have just left is no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(('', port))
+        except OSError:
+            return True
+    return False
 
 
 def free_ports(count: int) -> list[int]:

@@ -39,6 +39,7 @@ def run(argv: Sequence[str], *, check: bool = False) -> int:
     policy = Policy()
     flags.DEFINE_integer('workers', 1, 'Processes that train together.', 1, **new)
     flags.DEFINE_integer('devices_per_worker', None, 'Devices of each.', 1, **new)
+    flags.DEFINE_integer('data_workers', 0, 'Processes that make batches.', 0, **new)
     flags.DEFINE_integer('max_restarts', policy.max_restarts, 'In a row.', 0, **new)
     flags.DEFINE_float('grace_seconds', policy.grace_seconds, 'To save.', 0.0, **new)
     flags.DEFINE_float('patience_seconds', policy.patience_seconds, 'Of silence.', 1.0, **new)
@@ -103,6 +104,7 @@ def run(argv: Sequence[str], *, check: bool = False) -> int:
                 given,
                 script,
                 workers=workers,
+                data_workers=own.data_workers,
                 dirs=dirs,
                 policy=policy,
                 display=display.for_stdout(own.logs),

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from launch.data_workers import DataWorkers
 from launch.display import Attempt, Display
 from launch.follower import MISTAKE, POLL_SECONDS, PREEMPTED, Follower, Outcome
 from launch.ledger import Ledger
@@ -58,6 +59,7 @@ class Supervisor:
         *,
         workers: int,
         dirs: ModelDir,
+        data_workers: int = 0,
         policy: Policy | None = None,
         display: Display | None = None,
         record: Record | None = None,
@@ -69,12 +71,13 @@ class Supervisor:
             script: the configuration; it stays the same in all attempts, whatever becomes of files.
             workers: how many train together.
             dirs: where the flags lead the run to.
+            data_workers: how many others make batches for them.
             policy: what may be done; the default is `Policy()`.
             display: what is shown of it; the default is `Display()`.
             record: where it is written down, if it is.
         """
         self._given, self._script, self._count, self._dirs = list(flags), script, workers, dirs
-        self._wanted = workers
+        self._wanted, self._data_count = workers, data_workers
         self._policy = policy or Policy()
         self._display = display or Display()
         self._restarts = 0
@@ -111,7 +114,14 @@ class Supervisor:
             )
             if self._record:
                 self._record.begin()
-            code = self._attempts()
+            with DataWorkers(
+                self._flags,
+                self._data_count,
+                self._dirs.logs,
+                ledger=self._ledger,
+                display=self._display,
+            ) as self._data_workers:
+                code = self._attempts()
             self._ledger.write('end', code=code)
             if self._record:
                 self._record.end(code)
@@ -156,6 +166,7 @@ class Supervisor:
             while time.monotonic() < end:
                 if self._signals:
                     return PREEMPTED
+                self._data_workers.look()
                 self._display.show()
                 time.sleep(POLL_SECONDS)
 
@@ -165,7 +176,10 @@ class Supervisor:
         directory.mkdir(parents=True)
         longest = self._read_longest()
         self._ledger.write('attempt', number=number, workers=self._count, step=self._newest_step())
-        workers = Workers(self._flags, self._count, directory, wanted=self._wanted)
+        variables = self._data_workers.begin()
+        workers = Workers(
+            self._flags, self._count, directory, wanted=self._wanted, variables=variables
+        )
         watch = Watch(workers.phases, longest, self._policy.patience_seconds)
         attempt = Attempt(
             number, self._restarts, workers.logs, watch, workers.codes, self._newest_step
@@ -173,6 +187,7 @@ class Supervisor:
         follower = Follower(
             workers,
             watch,
+            data_workers=self._data_workers,
             signals=self._signals,
             grace_seconds=self._policy.grace_seconds,
             newest_step=self._newest_step,
@@ -220,7 +235,8 @@ class Supervisor:
             + (f'The likely cause: {first.cause.rstrip(".")}. ' if first.cause else '')
             + f'Its log is {first.log}'
         )
-        self._display.quote(first.worker or 0, first.log)
+        who = 'a data worker' if first.worker is None else f'worker {first.worker}'
+        self._display.quote(who, first.log)
 
     def _fewer(self) -> int:
         """The next smaller number of workers that can share the global batch equally, or 0."""

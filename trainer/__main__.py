@@ -77,6 +77,12 @@ def _run(options: flags.Options) -> None:
         strategy = gin_setup.build_strategy(cluster=cluster, **one)
         dry_run(strategy, cluster, gin_setup.model_dir(), options.check_workers)
         return
+    if mode == 'serve_data' and not rehearsal:
+        server = gin_setup.data_server(options.listen)
+        logging.info('making batches for who asks at %s', server.address)
+        phases.enter('serving')
+        server.wait()
+        return
     # Nothing that runs a TensorFlow operation may come before the strategy.
     gin_setup.meet(cluster=cluster, digest=gin_setup.digest())
     strategy = gin_setup.build_strategy(cluster=cluster)
@@ -90,7 +96,13 @@ def _run(options: flags.Options) -> None:
             print(_values(results))
         return
     without = {'eval_data': None} if mode == 'train' else {}
-    result = gin_setup.train(strategy=strategy, cluster=cluster, config=gin_setup.record, **without)
+    result = gin_setup.train(
+        strategy=strategy,
+        cluster=cluster,
+        config=gin_setup.record,
+        data_workers=gin_setup.data_workers(),
+        **without,
+    )
     exported = None
     phases.enter('exporting', step=result.step)
     if mode == 'train_and_evaluate' and cluster.is_chief:
@@ -114,6 +126,7 @@ _CALLED = {
     'evaluate': {'evaluate'},
     'train_and_evaluate': {'train', 'export'},
     'export': {'export'},
+    'serve_data': {'train'},
 }
 
 

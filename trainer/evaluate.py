@@ -13,6 +13,7 @@ from absl import logging
 from trainer.checkpoint import Checkpoints
 from trainer.data.batch import PADDING, Data, bad_records_told, batch_spec, learnt
 from trainer.data.pipeline import eval_batches
+from trainer.data.workers import DataWorkers
 from trainer.errors import ConfigError
 from trainer.model_dir import ModelDir
 from trainer.observe import phases
@@ -93,6 +94,7 @@ class Evaluation:
         loss, metrics: as for `trainer.train`.
         data: what is evaluated.
         global_batch_size: examples per step over all replicas.
+        data_workers: who makes the batches; None makes them here.
     """
 
     def __init__(
@@ -103,9 +105,11 @@ class Evaluation:
         metrics: Sequence[keras.metrics.Metric],
         data: Data,
         global_batch_size: int,
+        data_workers: DataWorkers | None = None,
     ):
         self._num_classes = check_labels(data, loss, state.output_spec)
         self._strategy, self._data, self._batch_size = strategy, data, global_batch_size
+        self._data_workers = data_workers
         self._step = EvalStep(strategy, state, loss, metrics)
 
     def __call__(self, max_steps: int | None = None) -> dict[str, float]:
@@ -119,6 +123,7 @@ class Evaluation:
             self._strategy,
             global_batch_size=self._batch_size,
             num_classes=self._num_classes,
+            workers=self._data_workers,
         )
         last = num_steps if max_steps is None else min(num_steps, max_steps)
         total = 0.0

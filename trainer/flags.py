@@ -8,7 +8,7 @@ from absl import flags, logging
 
 from trainer.errors import ConfigError, nearest
 
-MODES = ('train', 'evaluate', 'train_and_evaluate', 'export')
+MODES = ('train', 'evaluate', 'train_and_evaluate', 'export', 'serve_data')
 
 _USAGE = """\
 usage: python -m trainer --gin_file=runs/digits.gin --model_dir=DIR [FLAG ...]
@@ -30,6 +30,7 @@ class Options:
         gin_search_path: directories to look for .gin files in.
         gin_script: a file with what another process has read, in place of `gin_files`.
         mode: one of `MODES`.
+        listen: 'host:port' where a data worker listens.
         dry_run: check everything, train nothing.
         check_workers: the same for a job of so many workers, in this process alone.
         verbosity: absl's: -1 warnings, 0 news, 1 details, with tracebacks of mistakes.
@@ -40,6 +41,7 @@ class Options:
     gin_search_path: tuple[str, ...]
     gin_script: str | None
     mode: str
+    listen: str
     dry_run: bool
     check_workers: int | None
     verbosity: int
@@ -88,6 +90,7 @@ def parse(argv: Sequence[str], others: Sequence[str] = ()) -> Options | None:
         tuple(values.gin_search_path),
         values.gin_script,
         values.mode,
+        values.listen,
         values.dry_run,
         values.check_workers,
         values.verbosity,
@@ -155,6 +158,13 @@ def _define() -> flags.FlagValues:
     )
     flags.DEFINE_string('model_dir', None, 'Sets MODEL_DIR: where everything is written.', **new)
     flags.DEFINE_string('mode', 'train_and_evaluate', f'One of {", ".join(MODES)}.', **new)
+    flags.DEFINE_string(
+        'listen',
+        '127.0.0.1:0',
+        'Where a data worker (--mode=serve_data) listens, host:port. Whoever can reach it can read '
+        'the data.',
+        **new,
+    )
     flags.DEFINE_boolean('dry_run', False, 'Check everything, train nothing, write nothing.', **new)
     flags.DEFINE_integer(
         'check_workers',

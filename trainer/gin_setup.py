@@ -8,6 +8,7 @@ import copy
 import hashlib
 import importlib
 import inspect
+import os
 from collections.abc import Collection
 from typing import Any
 
@@ -33,8 +34,10 @@ from trainer.data import (
 )
 from trainer.data.batch import Data
 from trainer.data.mixture import mixture
+from trainer.data.serve import Server, prepare_process
 from trainer.data.source import Source
 from trainer.data.subset import subset
+from trainer.data.workers import DataWorkers
 from trainer.divergence import Divergence
 from trainer.errors import ConfigError
 from trainer.evaluate import evaluate as _evaluate
@@ -50,7 +53,7 @@ from trainer.train import train as _train
 
 # What the program calls, by gin's name, with the parameters that the program itself supplies.
 _ROOTS = {
-    'train': (_train, ('strategy', 'cluster', 'config')),
+    'train': (_train, ('strategy', 'cluster', 'config', 'data_workers')),
     'evaluate': (_evaluate, ('strategy',)),
     'export': (_export, ()),
     'strategy': (_build_strategy, ('cluster',)),
@@ -184,6 +187,37 @@ def replay(**given: Any) -> Replay:
     names = inspect.signature(_replay).parameters.keys() - given
     # A copy of a reference is what it refers to; what `replay` does not need is not made.
     return _replay(**{n: copy.deepcopy(configured[n]) for n in names & configured.keys()}, **given)
+
+
+def data_workers() -> DataWorkers | None:
+    """Returns the data workers that the environment names, None if it names none.
+
+    Raises:
+        ConfigError: an address is none.
+    """
+    return DataWorkers.from_environ(config_sha256=digest())
+
+
+def data_server(address: str) -> Server:
+    """Returns a server of the batches that `train` would make itself.
+
+    Args:
+        address: 'host:port', see `Server`.
+
+    Raises:
+        ConfigError: a mistake in the data, or the address cannot be listened on.
+    """
+    deterministic = parameter('strategy.deterministic')
+    threads = len(os.sched_getaffinity(0))
+    prepare_process(threads=threads, deterministic=deterministic is None or deterministic)
+    return Server(
+        address,
+        train_data=parameter('train.train_data'),
+        eval_data=parameter('train.eval_data'),
+        seed=parameter('train.seed') or 0,
+        config_sha256=digest(),
+        threads=threads,
+    )
 
 
 def record() -> str:

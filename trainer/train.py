@@ -19,6 +19,7 @@ from trainer.cluster import Cluster
 from trainer.data.bad_records import listing
 from trainer.data.batch import Data, bad_records_told, batch_spec, learnt, learnt_state
 from trainer.data.pipeline import train_batches, train_records
+from trainer.data.workers import DataWorkers
 from trainer.divergence import BadSteps, Divergence, LeftOut
 from trainer.errors import Diverged, Preempted
 from trainer.evaluate import Evaluation
@@ -85,6 +86,7 @@ def train(
     sample_log: bool = False,
     max_steps: int | None = None,
     config: Callable[[], str] = str,
+    data_workers: DataWorkers | None = None,
 ) -> Result:
     """Trains until `steps`, from the newest good checkpoint in `model_dir` if there is one.
 
@@ -120,6 +122,7 @@ def train(
         max_steps: end after so many steps in this call, and every evaluation after so many
             batches, as if they were all; for rehearsals.
         config: returns the text of the configuration, for the record; called when all is built.
+        data_workers: other processes that make the batches; None makes them in this one.
 
     Returns:
         How the run ended.
@@ -190,7 +193,9 @@ def train(
         )
         evaluation = None
         if eval_data is not None:
-            evaluation = Evaluation(strategy, state, loss, metrics, eval_data, batch_size)
+            evaluation = Evaluation(
+                strategy, state, loss, metrics, eval_data, batch_size, data_workers
+            )
         config_text = config()
 
         # ---- Where the run stands.
@@ -283,6 +288,7 @@ def train(
                 start_step=step,
                 left_out=left_out.windows,
                 num_classes=num_classes,
+                workers=data_workers,
             )
             report = Report(
                 dirs,

@@ -468,9 +468,9 @@ def test_a_log_that_somebody_has_deleted_is_not_quoted(job, clock, capsys):
     shown = Display(clock=clock)
     job.prints('the reason\n', worker=1)
     shown.begin(job.attempt())
-    shown.quote(1, job.logs[1])
+    shown.quote('worker 1', job.logs[1])
     job.logs[0].unlink()
-    shown.quote(0, job.logs[0])
+    shown.quote('worker 0', job.logs[0])
     assert 'worker 1: the reason' in capsys.readouterr().err
 
 

@@ -50,8 +50,8 @@ from trainer.model_dir import ModelDir
         ),
         (
             ['run', '--mode=trian'],
-            '--mode=trian is none of train, evaluate, train_and_evaluate, export. Did you mean '
-            "'train'?",
+            '--mode=trian is none of train, evaluate, train_and_evaluate, export, serve_data. Did '
+            "you mean 'train'?",
         ),
         (
             ['run', 'runs/digits.gin'],

@@ -42,7 +42,9 @@ def test_order_is_kept_and_model_dir_comes_last():
 
 
 def test_without_flags_there_is_a_default_for_all():
-    assert flags.parse([]) == flags.Options((), (), (), None, 'train_and_evaluate', False, None, 0)
+    assert flags.parse([]) == flags.Options(
+        (), (), (), None, 'train_and_evaluate', '127.0.0.1:0', False, None, 0
+    )
 
 
 def test_help_lists_every_flag_and_parses_nothing(capsys):
@@ -62,8 +64,8 @@ def test_help_lists_every_flag_and_parses_nothing(capsys):
         ),
         (
             ['--mode=trian'],
-            '--mode=trian is none of train, evaluate, train_and_evaluate, export. Did you mean '
-            "'train'?",
+            '--mode=trian is none of train, evaluate, train_and_evaluate, export, serve_data. Did '
+            "you mean 'train'?",
         ),
         (
             ['runs/digits.gin'],

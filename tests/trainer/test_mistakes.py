@@ -131,8 +131,8 @@ def told(capsys, monkeypatch, empty_directory):
         ),
         (
             '--mode=trian',
-            '--mode=trian is none of train, evaluate, train_and_evaluate, export. Did you mean '
-            "'train'?",
+            '--mode=trian is none of train, evaluate, train_and_evaluate, export, serve_data. Did '
+            "you mean 'train'?",
         ),
         (
             '--gin.Keep.metrc="eval/accuracy"',

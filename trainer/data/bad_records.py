@@ -125,6 +125,23 @@ def fetch_good(
     return features, tf.ensure_shape(good, ids.shape)
 
 
+def note(source: Source, ids: np.ndarray, label: str, num_classes: int | None = None) -> None:
+    """Lists the damaged records of a batch that another process has made.
+
+    Args:
+        source, label, num_classes: as for `fetch`.
+        ids: of the batch; those of damaged records are -2 and less.
+
+    Raises:
+        BadRecord: too many are bad.
+    """
+    bad = [-2 - int(record) for record in ids if record <= -2]
+    for record in bad:
+        if damage := find(source, [np.array([record])], label, num_classes):
+            listing.add(damage)
+    listing.read(len(ids), len(bad))
+
+
 def _reader(
     source: Source, label: str, num_classes: int | None
 ) -> Callable[[np.ndarray], Features]:
@@ -239,6 +256,7 @@ class Listing:
         self._path: Path | None = None
         self._known: set[int] = set()
         self._read = self._bad = 0
+        self._left_to_others = False
 
     @property
     def count(self) -> int:
@@ -261,12 +279,18 @@ class Listing:
             with self._lock:
                 self._path = None
 
+    def leave_to_others(self) -> None:
+        """Lists and counts nothing from now on, because who gets the batches does."""
+        self._left_to_others = True
+
     def read(self, count: int, bad: int) -> None:
         """Counts records read and bad ones among them.
 
         Raises:
             BadRecord: too many are bad.
         """
+        if self._left_to_others:
+            return
         with self._lock:
             self._read += count
             self._bad += bad
@@ -287,7 +311,7 @@ class Listing:
     def add(self, damage: Damage) -> None:
         """Lists a record, once."""
         with self._lock:
-            if damage.record in self._known:
+            if damage.record in self._known or self._left_to_others:
                 return
             self._known.add(damage.record)
             count = len(self._known)

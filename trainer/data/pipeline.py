@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from trainer.data import order
 from trainer.data.batch import PADDING, Batch, Data, batch_spec, eval_batch, train_batch
+from trainer.data.workers import DataWorkers
 from trainer.errors import ConfigError
 
 
@@ -20,6 +21,7 @@ def train_batches(
     start_step: int,
     left_out: order.Windows = (),
     num_classes: int | None = None,
+    workers: DataWorkers | None = None,
 ) -> Iterator:
     """Returns an endless iterator over the batches of training, in the order of `order`.
 
@@ -34,6 +36,7 @@ def train_batches(
         start_step: The step of the first batch.
         left_out: Positions that are not read, see `order.used`.
         num_classes: What labels must be below; others are damage. None if there is no such bound.
+        workers: Who makes the batches; None makes them here. The bits are the same.
 
     Returns:
         An iterator whose elements are for `strategy.run`. Each replica gets a dict of `inputs`,
@@ -41,7 +44,8 @@ def train_batches(
         if anything is weighted or may be skipped, `weights` (float32 [B / R]).
 
     Raises:
-        ConfigError: The batch size does not fit the strategy, or `data` does not fit together.
+        ConfigError: The batch size does not fit the strategy, `data` does not fit together, or
+            the data workers are not there or of another run.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
         raise ConfigError(f'The seed is {seed!r}; it must be a whole number from 0 to 2**31 - 1.')
@@ -57,7 +61,10 @@ def train_batches(
         come = functools.partial(
             data.source.from_position, start_step * global_batch_size, left_out
         )
-    return _distribute(data, strategy, global_batch_size, start_step, read_at, batch, come)
+    if workers is not None:
+        batch = workers.remote('train', batch, data, seed=seed, num_classes=num_classes)
+    calls = workers and workers.calls
+    return _distribute(data, strategy, global_batch_size, start_step, read_at, batch, come, calls)
 
 
 def train_records(
@@ -80,6 +87,7 @@ def eval_batches(
     *,
     global_batch_size: int,
     num_classes: int | None = None,
+    workers: DataWorkers | None = None,
 ) -> tuple[Iterator, int]:
     """Returns an iterator over the examples in the order of the source, each exactly once.
 
@@ -92,13 +100,14 @@ def eval_batches(
         strategy: The strategy whose replicas the batches are for.
         global_batch_size: Examples in a step over all replicas.
         num_classes: As for `train_batches`.
+        workers: Who makes the batches; None makes them here. The bits are the same.
 
     Returns:
         The iterator, whose elements are as in training with `weights` always there, and the
         number of steps in a pass.
 
     Raises:
-        ConfigError: The batch size does not fit the strategy, or `data` does not fit together.
+        ConfigError: As for `train_batches`.
     """
     _check_batch_size(global_batch_size, strategy)
     num_examples = data.source.num_examples
@@ -114,7 +123,11 @@ def eval_batches(
     come = None
     if data.source.in_order_only:
         come = functools.partial(data.source.passes, num_steps * global_batch_size, PADDING)
-    return _distribute(data, strategy, global_batch_size, 0, read_at, batch, come), num_steps
+    if workers is not None:
+        batch = workers.remote('eval', batch, data, num_classes=num_classes)
+    calls = workers and workers.calls
+    made = _distribute(data, strategy, global_batch_size, 0, read_at, batch, come, calls)
+    return made, num_steps
 
 
 def shares(
@@ -151,11 +164,13 @@ def _distribute(
     read_at: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
     batch: Batch,
     come: Callable[[], tf.data.Dataset] | None,
+    calls: int | None,
 ) -> Iterator:
     """Builds the iterator of batch(*read_at(positions)) for each step and replica.
 
     `read_at` returns where the order leads: the positions that are read in place of those given,
-    and their records, both int64 [n]. Of a stream, `come` returns all its elements instead.
+    and their records, both int64 [n]. Of a stream, `come` returns all its elements instead. `calls`
+    of `batch` run side by side, None as many as pays; all of them may wait at the same time.
     """
     num_replicas = strategy.num_replicas_in_sync
     size = global_batch_size // num_replicas
@@ -192,10 +207,13 @@ def _distribute(
         # Batches are made side by side; more threads within each would only get in their way.
         options.threading.max_intra_op_parallelism = 1
         options.experimental_warm_start = True
+        if calls is not None:
+            # A call that waits for its data worker holds a thread, which others would wait for.
+            options.threading.private_threadpool_size = calls
         return (
             read.map(
                 tf.autograph.experimental.do_not_convert(batch),
-                num_parallel_calls=tf.data.AUTOTUNE,
+                num_parallel_calls=calls or tf.data.AUTOTUNE,
                 deterministic=True,
             )
             .prefetch(tf.data.AUTOTUNE)

@@ -22,6 +22,7 @@ PHASES = (
     'saving',
     'exporting',
     'ending',
+    'serving',
 )
 
 

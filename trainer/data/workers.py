@@ -1,0 +1,370 @@
+"""Batches that other processes make: how a trainer asks data workers, and survives their deaths.
+
+A batch depends on its positions and record numbers alone (see `batch`), so a data worker keeps
+nothing between two requests: any of them can answer any request, and answer it again. A trainer
+sends the positions and record numbers of one replica's batch and gets its tensors, over gRPC. The
+order is decided by the trainer alone.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import struct
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+import grpc
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from trainer import version
+from trainer.data import bad_records
+from trainer.data.batch import Batch, Data, learnt_state
+from trainer.data.source import Features
+from trainer.errors import BadRecord, ConfigError
+
+# The environment variable with the addresses, 'host:port,host:port': where data workers are is no
+# property of a run, so it is not configured.
+VARIABLE = 'PHALANX_DATA_WORKERS'
+SERVICE = 'phalanx.DataWorker'
+# Batches that a trainer asks of each data worker at a time: enough for its processors.
+CALLS = 4
+# Messages may have any size. A peer that is frozen or cut off counts as gone after 20 seconds,
+# however long a batch may take to make.
+OPTIONS = (
+    ('grpc.max_send_message_length', -1),
+    ('grpc.max_receive_message_length', -1),
+    ('grpc.keepalive_time_ms', 10_000),
+    ('grpc.keepalive_timeout_ms', 10_000),
+    ('grpc.http2.max_pings_without_data', 0),
+    ('grpc.http2.max_ping_strikes', 0),
+    ('grpc.enable_http_proxy', 0),
+    ('grpc.min_reconnect_backoff_ms', 1_000),
+    ('grpc.initial_reconnect_backoff_ms', 100),
+    ('grpc.max_reconnect_backoff_ms', 1_000),
+)
+
+_PROGRESS_SECONDS = 10.0
+_FIRST_REST_SECONDS, _LONGEST_REST_SECONDS = 0.1, 2.0
+_TASK_KEY = 'phalanx-task'
+# What a data worker says that is there, but does not give what was asked for: a record is damaged,
+# it is of another run, or anything else.
+_DAMAGED, _REFUSED = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION
+_ANSWERS = (_DAMAGED, _REFUSED, grpc.StatusCode.INTERNAL)
+
+
+class Task:
+    """All that a batch depends on besides positions and record numbers.
+
+    A data worker is told it once; requests name it by a digest.
+
+    Attributes:
+        parts: what it consists of, by name.
+        text: the same as JSON, in bytes.
+        metadata: what requests carry, as gRPC's metadata.
+    """
+
+    def __init__(
+        self,
+        purpose: str,
+        data: Data,
+        *,
+        config_sha256: str,
+        seed: int | None = None,
+        num_classes: int | None = None,
+    ):
+        """Describes a task.
+
+        Args:
+            purpose: 'train' or 'eval'.
+            data: what is read.
+            config_sha256: of the configuration, which says what is done to it.
+            seed: of augmentation; None if there is none.
+            num_classes: as for `batch.train_batch`.
+        """
+        self.parts = {
+            'purpose': purpose,
+            'config_sha256': config_sha256,
+            'data_fingerprint': data.source.fingerprint,
+            'seed': seed,
+            'versions': version.versions(),
+            'num_classes': num_classes,
+            'learnt': learnt_state(data),
+        }
+        self.text = json.dumps(self.parts, sort_keys=True).encode()
+        self.metadata = ((_TASK_KEY, digest(self.text)),)
+
+
+def digest(task: bytes) -> str:
+    """Returns what names a task: the sha256 of its text, in hex digits."""
+    return hashlib.sha256(task).hexdigest()
+
+
+def task_named(metadata: Sequence[tuple[str, str]]) -> str | None:
+    """Returns the digest of the task that a request is about."""
+    return dict(metadata).get(_TASK_KEY)
+
+
+def pack(arrays: Sequence[np.ndarray]) -> bytes:
+    """Returns arrays as bytes: their shapes and lengths, then the elements of one after another."""
+    parts = []
+    for array in arrays:
+        if array.dtype == object:  # Texts have no fixed length.
+            parts.append(tf.make_tensor_proto(array, tf.string).SerializeToString())
+        else:
+            parts.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    shapes = [array.shape for array in arrays]
+    header = json.dumps([shapes, [len(part) for part in parts]]).encode()
+    return b''.join([struct.pack('<I', len(header)), header, *parts])
+
+
+def unpack(packed: bytes, dtypes: Sequence[tf.DType]) -> list[np.ndarray]:
+    """Returns the arrays of `pack`, which lie in the bytes as they came.
+
+    Raises:
+        ValueError: the bytes do not fit the dtypes.
+    """
+    offset = 4 + struct.unpack_from('<I', packed)[0]
+    shapes, lengths = json.loads(packed[4:offset])
+    arrays = []
+    for dtype, shape, length in zip(dtypes, shapes, lengths, strict=True):
+        if dtype == tf.string:
+            proto = tf.make_tensor_proto('')
+            proto.ParseFromString(packed[offset : offset + length])
+            arrays.append(tf.make_ndarray(proto))
+        else:
+            element = np.dtype(dtype.as_numpy_dtype)
+            flat = np.frombuffer(packed, element, length // element.itemsize, offset)
+            arrays.append(flat.reshape(shape))
+        offset += length
+    return arrays
+
+
+@dataclasses.dataclass
+class _Worker:
+    """A data worker as this trainer knows it.
+
+    Attributes:
+        address: 'host:port'.
+        channel: the connection, which mends itself.
+        asked: requests that it has not answered.
+        failures: in a row.
+        rests_until: when it may be asked again, by the monotonic clock.
+    """
+
+    address: str
+    channel: grpc.Channel
+    asked: int = 0
+    failures: int = 0
+    rests_until: float = 0.0
+
+
+class DataWorkers:
+    """The data workers of a run, as one trainer sees them.
+
+    Attributes:
+        calls: how many batches are best asked for at a time.
+    """
+
+    def __init__(
+        self, addresses: Sequence[str], *, config_sha256: str, patience_seconds: float = 300.0
+    ):
+        """Prepares to ask; nothing is sent yet.
+
+        Args:
+            addresses: 'host:port' of each.
+            config_sha256: of the configuration, which must be theirs too.
+            patience_seconds: how long to wait while none of them answers.
+
+        Raises:
+            ConfigError: an address is none.
+        """
+        for address in addresses:
+            if not address.rpartition(':')[0] or not address.rpartition(':')[2].isdigit():
+                raise ConfigError(
+                    f'The data worker {address!r} is not of the form host:port. {VARIABLE} holds '
+                    'their addresses, separated by commas.'
+                )
+        self._config_sha256, self._patience = config_sha256, patience_seconds
+        self._workers = [
+            _Worker(address, grpc.insecure_channel(address, OPTIONS)) for address in addresses
+        ]
+        self._turns, self._lock = itertools.count(), threading.Lock()
+        self._answered = time.monotonic()
+        self._met: set[tuple[tuple[str, str], ...]] = set()
+        self.calls = CALLS * len(self._workers)
+
+    @classmethod
+    def from_environ(
+        cls, environ: Mapping[str, str] = os.environ, *, config_sha256: str
+    ) -> 'DataWorkers | None':
+        """Returns the data workers that `VARIABLE` names, None if there are none."""
+        addresses = [each.strip() for each in environ.get(VARIABLE, '').split(',')]
+        addresses = [each for each in addresses if each]
+        return cls(addresses, config_sha256=config_sha256) if addresses else None
+
+    def remote(
+        self,
+        purpose: str,
+        batch: Batch,
+        data: Data,
+        *,
+        seed: int | None = None,
+        num_classes: int | None = None,
+    ) -> Batch:
+        """Returns what does the same as `batch`, but has a data worker do it.
+
+        It waits until there is a data worker.
+
+        Args:
+            purpose: 'train' or 'eval'.
+            batch: what they compute; here only its shapes and dtypes are looked at.
+            data: what is read.
+            seed: of augmentation; None if there is none.
+            num_classes: as for `batch.train_batch`.
+
+        Raises:
+            ConfigError: there is none in time, one runs another configuration, reads other data or
+                has other versions of the libraries, or the data is a stream.
+        """
+        if data.source.in_order_only:
+            raise ConfigError(
+                'A stream is read from its beginning by every worker itself, so data workers '
+                'cannot make its batches. Train without them.'
+            )
+        task = Task(
+            purpose, data, config_sha256=self._config_sha256, seed=seed, num_classes=num_classes
+        )
+        if task.metadata not in self._met:
+            self._meet(task)
+            self._met.add(task.metadata)
+
+        def remote_batch(positions: tf.Tensor, ids: tf.Tensor) -> Features:
+            arguments = [tf.TensorSpec(ids.shape, tf.int64)] * 2
+            function = tf.function(batch, autograph=False).get_concrete_function(*arguments)
+            spec = function.structured_outputs
+            flat = tf.nest.flatten(spec)
+            dtypes = [each.dtype for each in flat]
+
+            def ask(positions: np.ndarray, ids: np.ndarray) -> list[np.ndarray]:
+                request = positions.astype('<i8').tobytes() + ids.astype('<i8').tobytes()
+                arrays = unpack(self._ask(request, task), dtypes)
+                if data.on_bad_record == 'skip':
+                    made = tf.nest.pack_sequence_as(spec, arrays)
+                    bad_records.note(data.source, made['ids'], data.label, num_classes)
+                return arrays
+
+            # Without state, or tf.data would ask for one batch at a time to keep an order in it.
+            tensors = tf.numpy_function(ask, [positions, ids], dtypes, stateful=False)
+            shaped = [tf.ensure_shape(t, e.shape) for t, e in zip(tensors, flat, strict=True)]
+            return tf.nest.pack_sequence_as(spec, shaped)
+
+        return remote_batch
+
+    def _meet(self, task: Task) -> None:
+        """Returns as soon as one data worker is there; none that is there may be of another run."""
+        started = told = time.monotonic()
+        while True:
+            # One is enough, but all are told: any of them may be of another run.
+            there = [_told(worker, task) for worker in self._workers]
+            if any(there):
+                self._answered = time.monotonic()
+                return
+            now, names = time.monotonic(), ', '.join(each.address for each in self._workers)
+            if now - started > self._patience:
+                raise ConfigError(
+                    f'No data worker has answered within {self._patience:g} s: {names}. See '
+                    'whether they were started (their logs say), and can be reached from here.'
+                )
+            if now - told > _PROGRESS_SECONDS:
+                logging.info('Waiting for a data worker: %s.', names)
+                told = now
+            time.sleep(_FIRST_REST_SECONDS)
+
+    def _ask(self, request: bytes, task: Task) -> bytes:
+        """Returns the answer to a request, whoever gives it."""
+        while True:
+            worker = self._choose()
+            try:
+                answer = _ask(worker, request, task)
+            except grpc.RpcError as error:
+                if error.code() in _ANSWERS:
+                    self._note(worker)
+                    raise _as_exception(worker.address, error) from None
+                self._note(worker, error)
+            else:
+                self._note(worker)
+                return answer
+
+    def _choose(self) -> _Worker:
+        """Returns the data worker with the least to do, when there is one that does not rest."""
+        while True:
+            with self._lock:
+                now, turn = time.monotonic(), next(self._turns)
+                rested = [each for each in self._workers if each.rests_until <= now]
+                if rested:
+                    # Those with equally little to do take turns.
+                    first = turn % len(rested)
+                    worker = min(rested[first:] + rested[:first], key=lambda each: each.asked)
+                    worker.asked += 1
+                    return worker
+                silence = now - self._answered
+            if silence > self._patience:
+                raise RuntimeError(
+                    f'No data worker has answered for {silence:.0f} s: '
+                    f'{", ".join(each.address for each in self._workers)}'
+                )
+            time.sleep(_FIRST_REST_SECONDS)
+
+    def _note(self, worker: _Worker, error: grpc.RpcError | None = None) -> None:
+        """Notes that a data worker has answered, or has failed to."""
+        with self._lock:
+            worker.asked -= 1
+            before, now = worker.failures, time.monotonic()
+            if error is None:
+                worker.failures, self._answered = 0, now
+            elif worker.rests_until <= now:  # Else others have met with the same failure.
+                rest = min(_LONGEST_REST_SECONDS, _FIRST_REST_SECONDS * 2**before)
+                worker.failures, worker.rests_until = before + 1, now + rest
+        if error is None and before:
+            logging.info('data worker %s answers again', worker.address)
+        if error is not None and not before:
+            logging.warning('data worker %s does not answer: %s', worker.address, error.details())
+
+
+def _ask(worker: _Worker, request: bytes, task: Task) -> bytes:
+    batch = worker.channel.unary_unary(f'/{SERVICE}/batch')
+    try:
+        return batch(request, metadata=task.metadata)
+    except grpc.RpcError as error:
+        if error.code() != grpc.StatusCode.NOT_FOUND:
+            raise
+    # It is another one than it was, and has not been told yet.
+    worker.channel.unary_unary(f'/{SERVICE}/task')(task.text)
+    return batch(request, metadata=task.metadata)
+
+
+def _told(worker: _Worker, task: Task) -> bool:
+    """Tells a data worker what is asked of it; returns whether it is there."""
+    try:
+        worker.channel.unary_unary(f'/{SERVICE}/task')(task.text, timeout=_PROGRESS_SECONDS)
+    except grpc.RpcError as error:
+        if error.code() == _REFUSED:
+            raise ConfigError(
+                f'The data worker {worker.address} would make other batches than this trainer: '
+                f'{error.details()}. Start it with the same files, flags, data and versions.'
+            ) from None
+        if error.code() in _ANSWERS:
+            raise _as_exception(worker.address, error) from None
+        return False
+    return True
+
+
+def _as_exception(address: str, error: grpc.RpcError) -> Exception:
+    if error.code() == _DAMAGED:
+        return BadRecord(error.details())
+    return RuntimeError(f'data worker {address}: {error.details()}')
