@@ -35,6 +35,7 @@ def test_order_is_kept_and_model_dir_comes_last():
         gin_search_path=('p',),
         gin_script=None,
         mode='export',
+        listen='127.0.0.1:0',
         dry_run=True,
         check_workers=None,
         verbosity=1,
