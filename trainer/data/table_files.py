@@ -105,7 +105,7 @@ def _mistakes_located(path: str, form: Format) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # Out of reach, which is no mistake in the file.
         raise ConfigError(_located(path, form, error)) from None
@@ -191,7 +191,7 @@ def _located(path: str, form: Format, error: Exception) -> str:
             f'{path} has a row of more than {_BLOCK_BYTES} bytes. Look for a quote that is opened '
             'and never closed.'
         )
-    if 'invalid UTF8' in said:
+    if 'invalid UTF8' in said or isinstance(error, UnicodeDecodeError):
         return (
             f'{path}{_first_bad_byte(path)} is not UTF-8. Convert the file, for example with '
             'iconv --from-code=LATIN1 --to-code=UTF-8.'

@@ -184,6 +184,7 @@ def test_a_column_of_too_many_texts_is_no_category(write, monkeypatch):
         (b'a,b\n' + b'1,2\n' * 99 + b'3,4,5\n', "row 100: 3 cells instead of 2: '3,4,5'"),
         (b'a,b\n1,"x\n' + b'2,y\n' * 99, 'data.csv has a row of more than 100 bytes. Look for a q'),
         (b'a,b\n1,x\n2,caf\xe9\n', 'data.csv, line 3, byte 13 is not UTF-8.'),
+        (b'a,caf\xe9\n1,x\n', 'data.csv, line 1, byte 5 is not UTF-8.'),
     ],
 )
 def test_a_damaged_file_is_refused_with_the_place(write, in_small_blocks, content, message):
