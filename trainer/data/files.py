@@ -9,6 +9,7 @@ import itertools
 import os
 import resource
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ from trainer.errors import ConfigError, nearest
 _FEW_FILES, _MANY_FILES = 200, 2**16
 # Of what is looked at side by side.
 _THREADS = 16
+# Seconds for a part, and for a byte of it, that memory does not take.
+_SLOW, _SLOW_BYTE = 2e-5, 1e-9
 
 T = TypeVar('T')
 
@@ -162,15 +165,12 @@ def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
     """
     far = [each for each in ranges if is_url(each.path)]
     if not far:
-        return [_read_local(each) for each in ranges]
+        return _disk.read(ranges)
     from trainer.data import remote
 
     came = iter(remote.read_ranges(far))
-    return [next(came) if is_url(each.path) else _read_local(each) for each in ranges]
-
-
-def _read_local(part: Range) -> bytes:
-    return _opened.get(part.path).read(part.offset, part.length)
+    read = iter(_disk.read([each for each in ranges if not is_url(each.path)]))
+    return [next(came if is_url(each.path) else read) for each in ranges]
 
 
 def fingerprint(path: str, edge: int = 2**16) -> str:
@@ -181,6 +181,28 @@ def fingerprint(path: str, edge: int = 2**16) -> str:
     size = stat(path).size
     parts = [Range(path, 0, min(edge, size)), Range(path, max(0, size - edge), min(edge, size))]
     return hashlib.sha256(b'%d\n' % size + b''.join(read_ranges(parts))).hexdigest()
+
+
+class _Disk:
+    """Reads local files, and tells the system beforehand what, if they do not lie in memory.
+
+    A disk serves many requests at once, but a thread that reads makes one at a time. Told of 128
+    records beforehand, a disk here gave one or two threads nearly twice as many a second. Where
+    all lies in memory, telling would only cost time.
+    """
+
+    def __init__(self):
+        self._is_slow = False
+
+    def read(self, ranges: Sequence[Range]) -> list[bytes]:
+        begin = time.perf_counter()
+        if self._is_slow and len(ranges) > 1:
+            for path, offset, length in ranges:
+                _opened.get(path).expect(offset, length)
+        contents = [_opened.get(path).read(offset, length) for path, offset, length in ranges]
+        size = sum(map(len, contents))
+        self._is_slow = time.perf_counter() - begin > _SLOW * len(ranges) + _SLOW_BYTE * size
+        return contents
 
 
 class HeldOpen(Generic[T]):
@@ -245,10 +267,16 @@ class _Descriptor:
             content += more
         return content
 
+    def expect(self, offset: int, length: int) -> None:
+        if hasattr(os, 'posix_fadvise'):
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._number, offset, length, os.POSIX_FADV_WILLNEED)
+
     def __del__(self, close=os.close):
         if self._number >= 0:
             close(self._number)
 
 
 _opened = HeldOpen(_Descriptor)
+_disk = _Disk()
 os.register_at_fork(after_in_child=functools.partial(HeldOpen.__init__, _opened, _Descriptor))

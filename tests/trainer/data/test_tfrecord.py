@@ -288,6 +288,24 @@ def test_only_so_many_files_are_held_open(tmp_path, monkeypatch):
         assert len(os.listdir('/proc/self/fd')) <= before + 16
 
 
+def test_a_slow_disk_is_told_beforehand_and_gives_the_same(tmp_path, monkeypatch):
+    told = []
+    expect = files._Descriptor.expect
+    monkeypatch.setattr(files._Descriptor, 'expect', lambda *a: told.append(a[1]) or expect(*a))
+    monkeypatch.setattr(files, '_SLOW', -1)
+    source = TFRecords(shards(tmp_path, [20, 20]), FEATURES)
+    for _ in range(2):
+        batch = source.fetch(tf.range(0, 40, 2, dtype=tf.int64))
+        assert batch['x'].numpy().tolist() == list(range(0, 40, 2))
+    assert len(told) >= 20
+    told.clear()
+    monkeypatch.setattr(files, '_SLOW', 60)
+    source.read(np.arange(0, 40, 2))
+    told.clear()
+    source.read(np.arange(0, 40, 2))
+    assert told == []
+
+
 def test_files_are_read_by_url(tmp_path, monkeypatch):
     monkeypatch.setenv('PHALANX_CACHE', str(tmp_path / 'cache'))
     shards(tmp_path, [3, 2])
