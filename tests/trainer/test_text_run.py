@@ -1,0 +1,130 @@
+"""A language model from files: a loss for each token, on several replicas, weighted, evaluated."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.trainer import tiny
+from trainer.data.arrays import Arrays
+from trainer.data.batch import Data
+from trainer.data.text import text
+from trainer.evaluate import evaluate
+from trainer.models.byte_lm import byte_lm
+
+LENGTH = 16
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def model():
+    return byte_lm(257, units=16, blocks=2)
+
+
+def adam():
+    return keras.optimizers.Adam(3e-2)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """What is trained on, and another text that is shorter than a whole number of batches."""
+    for name, count in (('train', 60), ('eval', 23)):
+        words = ('spam ', 'eggs\n') * count
+        (tmp_path / f'{name}.txt').write_text(''.join(words))
+    return tuple(
+        Data(text(str(tmp_path / f'{name}.txt'), LENGTH), 'tokens', label='targets')
+        for name in ('train', 'eval')
+    )
+
+
+def test_the_model_sees_no_token_after_the_one_it_looks_at():
+    built = byte_lm(257, units=16, blocks=4)
+    tokens = np.random.default_rng(0).integers(0, 257, (1, 64)).astype(np.int32)
+    changed = tokens.copy()
+    changed[0, 40] += 1 if changed[0, 40] < 256 else -1
+    before, after = built(tokens).numpy()[0], built(changed).numpy()[0]
+    differ = np.flatnonzero(np.any(before != after, axis=1))
+    # From there on, and as far back as it says: (3 - 1) * (2**4 - 1) = 30 tokens.
+    assert differ[0] == 40
+    assert differ[-1] > 60
+    changed = tokens.copy()
+    changed[0, 10] += 1 if changed[0, 10] < 256 else -1
+    differ = np.flatnonzero(np.any(before != built(changed).numpy()[0], axis=1))
+    assert differ[0] == 10
+    assert differ[-1] == 40
+
+
+def test_a_text_is_learnt_on_two_replicas_and_evaluated_on_each_token_once(
+    make_strategy, tmp_path, data
+):
+    train, test = data
+    run = functools.partial(
+        tiny.run,
+        model=model,
+        optimizer=adam,
+        loss=LOSS,
+        train_data=train,
+        eval_data=test,
+        batch_size=6,
+        steps=60,
+    )
+    result = run(make_strategy(2), tmp_path / 'run')
+    assert result.metrics['eval/loss'] < 0.5  # nats a token; by chance it would be 5.5.
+    assert result.metrics['eval/accuracy'] > 0.9
+
+    alone = evaluate(
+        strategy=make_strategy(1),
+        model_dir=str(tmp_path / 'run'),
+        model=model,
+        loss=LOSS,
+        metrics=[tiny.accuracy()],
+        eval_data=test,
+        batch_size=5,
+    )
+    assert alone['loss'] == pytest.approx(result.metrics['eval/loss'], rel=1e-5)
+    assert alone['accuracy'] == pytest.approx(result.metrics['eval/accuracy'], rel=1e-6)
+
+    # By hand, from the bytes of the file, with the same weights.
+    from trainer.checkpoint import Checkpoints
+    from trainer.data.batch import batch_spec
+    from trainer.state import State, build_model
+
+    built, spec = build_model(model, batch_spec(test)['inputs'])
+    State(built, None, spec).restore(Checkpoints(tmp_path / 'run' / 'checkpoints').read(60)[0])
+    content = (tmp_path / 'eval.txt').read_bytes()
+    count = len(content) // LENGTH
+    stream = np.array([256, *content])
+    logits = built(stream[: count * LENGTH].reshape(count, LENGTH)).numpy()
+    targets = stream[1 : count * LENGTH + 1].reshape(count, LENGTH)
+    losses = keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True)
+    assert alone['loss'] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert alone['accuracy'] == pytest.approx(np.mean(logits.argmax(axis=2) == targets))
+
+
+def test_windows_can_be_weighted(make_strategy, tmp_path, data):
+    features = data[0].source.fetch(tf.range(12, dtype=tf.int64))
+    arrays = {name: tensor.numpy() for name, tensor in features.items()}
+    # The weightless half is nonsense, which nothing may come of.
+    weights = np.repeat([1.0, 0.0], 6).astype(np.float32)
+    arrays['targets'] = np.where(weights[:, None] > 0, arrays['targets'], 7)
+    half = {name: array[:6] for name, array in arrays.items()}
+    results = [
+        tiny.run(
+            make_strategy(2),
+            tmp_path / name,
+            model=model,
+            optimizer=functools.partial(keras.optimizers.SGD, 0.1),
+            loss=LOSS,
+            train_data=Data(Arrays(inputs), 'tokens', label='targets', weight=weight),
+            eval_data=Data(Arrays(inputs), 'tokens', label='targets', weight=weight),
+            batch_size=size,
+            steps=1,
+        ).metrics
+        for name, inputs, weight, size in (
+            ('weighted', {**arrays, 'w': weights}, 'w', 12),
+            ('half', half, None, 6),
+        )
+    ]
+    for name in ('train/loss', 'train/accuracy', 'eval/loss', 'eval/accuracy'):
+        assert results[0][name] == pytest.approx(results[1][name], rel=1e-5, abs=1e-7), name
