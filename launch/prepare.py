@@ -102,7 +102,7 @@ def _tell(out: Path) -> int:
             f'; {len(split["left_out"]):,} damaged ones left out' if split['left_out'] else ''
         )
         print(
-            f'{name}: {split["records"]:,} records in {len(split["shards"])} files, '
+            f'{name}: {split["records"]:,} records in {len(split["shards"])} shard(s), '
             f'{size / 10**6:,.1f} MB{left_out}'
         )
     return 0

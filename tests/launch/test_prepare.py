@@ -94,8 +94,8 @@ def test_data_is_prepared_looked_at_and_found_damaged(tmp_path):
     assert one.returncode == 0, one.stderr
     assert one.stdout == (
         f'{tmp_path}/one is finished.\n'
-        'train: 1,500 records in 4 files, 0.2 MB\n'
-        'test: 297 records in 4 files, 0.0 MB\n'
+        'train: 1,500 records in 4 shard(s), 0.2 MB\n'
+        'test: 297 records in 4 shard(s), 0.0 MB\n'
     )
     assert 'train-00000-of-00004.tfrecord: 375 records' in one.stderr
     # Any number of processes, a whole run in place of a file of data/, and an EVAL_DATA or none.
