@@ -202,7 +202,9 @@ def _distribute(
             # One row per step and local replica: the strategy deals them out in turn.
             read = tf.data.Dataset.counter(start_step * num_local, together).map(rows).unbatch()
         else:
-            read = data.source.share(come(), is_mine, start_step * global_batch_size, size)
+            first = start_step * global_batch_size
+            some = is_mine if num_local < num_replicas else None
+            read = data.source.share(come(), some, first, size)
         options = tf.data.Options()
         # Batches are made side by side; more threads within each would only get in their way.
         options.threading.max_intra_op_parallelism = 1

@@ -61,7 +61,7 @@ class Stream(Source):
         self._name, self._elements, self._num_examples = name, elements, num_examples
         self._features = None if features is None else example.spec(features)
         self._parse = parse or (lambda element: element)
-        self._cursor = _Cursor(lambda: self._raw() if num_examples else self._raw().repeat())
+        self._cursor = _Cursor(self._endless)
 
     @property
     def num_examples(self) -> int | None:
@@ -125,15 +125,12 @@ class Stream(Source):
             left_out: positions that are not read.
         """
         first = int(order.used(tf.constant([first], tf.int64), left_out)[0])
-        passed_over = first % self._num_examples if self._num_examples else first
+        passed_over = int(self._id(first))
         if passed_over:
             logging.info(
                 'the stream %r: passing over %d elements, unparsed', self._name, passed_over
             )
-        raw = self._raw()
-        numbered = raw.skip(passed_over).concatenate(raw.repeat()).enumerate(first)
-        if not self._num_examples:
-            numbered = raw.repeat().skip(passed_over).enumerate(first)
+        numbered = self._endless(passed_over).enumerate(first)
         for begin, end in left_out:
             numbered = numbered.filter(
                 lambda position, _, begin=begin, end=end: (position < begin) | (position >= end)
@@ -158,7 +155,7 @@ class Stream(Source):
     def share(
         self,
         numbered: tf.data.Dataset,
-        is_mine: Callable[[tf.Tensor], tf.Tensor],
+        is_mine: Callable[[tf.Tensor], tf.Tensor] | None,
         first: int,
         size: int,
     ) -> tf.data.Dataset:
@@ -166,22 +163,24 @@ class Stream(Source):
 
         Args:
             numbered: of `from_position` or `passes`.
-            is_mine: whether the rows at some positions, counted without what is left out, are.
+            is_mine: whether the rows at some positions, counted without what is left out, are;
+                None if all are.
             first: the first of these positions.
             size: rows of a replica in a step.
         """
-        return (
-            numbered.enumerate(first)
-            .filter(lambda place, _: is_mine(place))
-            .map(
-                lambda _, row: (row[0], row[1], self._parse(row[2])),
-                num_parallel_calls=tf.data.AUTOTUNE,
-                deterministic=True,
+        if is_mine is not None:
+            numbered = (
+                numbered.enumerate(first)
+                .filter(lambda place, _: is_mine(place))
+                .map(lambda _, row: row)
             )
-            .batch(size, drop_remainder=True)
-        )
+        return numbered.map(
+            lambda position, number, element: (position, number, self._parse(element)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        ).batch(size, drop_remainder=True)
 
-    def _id(self, position: tf.Tensor) -> tf.Tensor:
+    def _id(self, position: tf.Tensor | int) -> tf.Tensor | int:
         return position % self._num_examples if self._num_examples else position
 
     def _read(self, indices: np.ndarray) -> list[np.ndarray]:
@@ -192,8 +191,12 @@ class Stream(Source):
             raise BadRecord(reason(error)) from None
         return [np.stack([features[name] for features in parsed]) for name in self.element_spec]
 
-    def _raw(self) -> tf.data.Dataset:
-        """Returns the elements once, as many as there have to be."""
+    def _raw(self, first: int = 0) -> tf.data.Dataset:
+        """Returns the elements once, as many as there have to be.
+
+        Args:
+            first: of Python's dicts, how many are passed over.
+        """
         if self._features is None:
             elements = self._elements()
             if not isinstance(elements, tf.data.Dataset):
@@ -201,26 +204,48 @@ class Stream(Source):
                     f'The stream {self._name!r} gives {type(elements).__name__}: `elements` must '
                     'return a tf.data.Dataset, or dicts that `features` describes.'
                 )
-        else:
-            signature = example.element_spec(self._features)
-            elements = tf.data.Dataset.from_generator(
-                functools.partial(self._checked, signature), output_signature=signature
-            )
-        if self._num_examples:
-            elements = elements.apply(tf.data.experimental.assert_cardinality(self._num_examples))
-        return elements
+            if self._num_examples:
+                whole = tf.data.experimental.assert_cardinality(self._num_examples)
+                elements = elements.apply(whole)
+            return elements
+        signature = example.element_spec(self._features)
+        return tf.data.Dataset.from_generator(
+            functools.partial(self._checked, signature, first), output_signature=signature
+        )
 
-    def _checked(self, signature: dict[str, tf.TensorSpec]) -> Iterator[dict[str, np.ndarray]]:
-        """Yields the dicts of the user's iterable, each with a word on what is wrong with it."""
+    def _endless(self, first: int) -> tf.data.Dataset:
+        """Returns all elements from the first-th on, pass after pass."""
+        if self._features is not None or self._num_examples:
+            # Python passes over some without TensorFlow, a hundred times faster.
+            begun = self._raw(first) if self._features is not None else self._raw().skip(first)
+            return begun.concatenate(self._raw().repeat())
+        return self._raw().repeat().skip(first)
+
+    def _checked(
+        self, signature: dict[str, tf.TensorSpec], first: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the user's dicts from the first-th on, each with a word on what is wrong."""
+        place = number = 0  # In the run, and in this pass.
         iterator = iter(self._elements())
         while True:
             try:
                 element = next(iterator)
             except StopIteration:
-                return
+                if self._num_examples and number < self._num_examples:
+                    raise BadRecord(
+                        f'the stream has ended after {number} elements, not {self._num_examples}'
+                    ) from None
+                if place >= first or not number:
+                    return
+                iterator, number = iter(self._elements()), 0
+                continue
             except Exception as error:
                 raise BadRecord(f'it raised {type(error).__name__}: {error}') from error
-            yield _as(signature, element)
+            if number == self._num_examples:
+                raise BadRecord(f'the stream goes on after its {number} elements')
+            if place >= first:
+                yield _as(signature, element)
+            place, number = place + 1, number + 1
 
 
 def _as(signature: dict[str, tf.TensorSpec], element: Any) -> dict[str, np.ndarray]:
@@ -249,7 +274,7 @@ def _as(signature: dict[str, tf.TensorSpec], element: Any) -> dict[str, np.ndarr
 class _Cursor:
     """Elements by number for those who ask in order, or for the last ones again; any thread."""
 
-    def __init__(self, elements: Callable[[], tf.data.Dataset]):
+    def __init__(self, elements: Callable[[int], tf.data.Dataset]):
         self._elements = elements
         self._lock = threading.Lock()
         self._iterator: Iterator | None = None
@@ -260,21 +285,18 @@ class _Cursor:
         """Returns an element.
 
         Raises:
-            BadRecord: there are not so many.
             tf.errors.OpError: it cannot be read.
         """
         with self._lock:
             if number in self._last:
                 return self._last[number]
             if self._iterator is None or not self._next <= number < self._next + _KEPT:
-                self._iterator, self._next = iter(self._elements().skip(number)), number
+                self._iterator, self._next = iter(self._elements(number)), number
             try:
                 while self._next <= number:
                     element = next(self._iterator)
                     self._last[self._next] = element
                     self._next += 1
-            except StopIteration:
-                raise BadRecord(f'the stream has ended after {self._next} elements') from None
             except tf.errors.OpError:
                 self._iterator = None
                 raise

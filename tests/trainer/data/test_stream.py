@@ -76,11 +76,12 @@ def test_training_reads_the_elements_in_order_epoch_after_epoch(strategy, make, 
 
 
 @pytest.mark.parametrize('num_examples', [N, None])
-@pytest.mark.parametrize('start_step', [1, 3, 4, 11])
+@pytest.mark.parametrize('make', [generator, dataset])
+@pytest.mark.parametrize('start_step', [1, 4, 11])
 def test_a_start_in_the_middle_goes_on_as_if_from_the_beginning(
-    make_strategy, num_examples, start_step
+    make_strategy, num_examples, make, start_step
 ):
-    source, strategy = dataset(num_examples=num_examples), make_strategy(2)
+    source, strategy = make(num_examples=num_examples), make_strategy(2)
     whole = train(strategy, source, start_step + 5)[start_step:]
     for here, there in zip(train(strategy, source, 5, start_step), whole, strict=True):
         for name, values in there.items():
@@ -189,13 +190,12 @@ def broken(number, element):
             r"element 2 .*\['image'\] instead of a dict of \['image', 'label'\]",
         ),
         (generator(count=0), 'has no elements'),
-        (generator(num_examples=N + 5), 'expected to contain 35 elements but contained only 30'),
-        (
-            generator(num_examples=N - 5),
-            'expected to contain 25 elements but contained at least 26',
-        ),
+        (generator(num_examples=N + 5), 'has ended after 30 elements, not 35'),
+        (generator(num_examples=N - 5), 'goes on after its 25 elements'),
+        (dataset(num_examples=N + 5), 'expected to contain 35 elements but contained only 30'),
+        (dataset(num_examples=N - 5), 'expected to contain 25 elements but contained at least 26'),
     ],
-    ids=['raises', 'shape', 'dtype', 'keys', 'none', 'too few', 'too many'],
+    ids=['raises', 'shape', 'dtype', 'keys', 'none', 'few', 'many', 'few in all', 'many in all'],
 )
 def test_what_is_wrong_with_an_element_is_told_with_its_number(
     make_strategy, tmp_path, source, message
