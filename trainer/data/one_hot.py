@@ -2,7 +2,9 @@
 
 import functools
 import hashlib
+from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from trainer.data.source import Features, Source
@@ -65,8 +67,15 @@ class OneHot(Source):
     def records(self, positions: tf.Tensor, *, seed: int) -> tf.Tensor:
         return self._source.records(positions, seed=seed)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        return self._source.files
+
     def where(self, index: int) -> str:
         return self._source.where(index)
+
+    def stored(self, indices: np.ndarray) -> dict[str, Sequence[bytes]]:
+        return self._source.stored(indices)
 
     def bounds(self, feature: str) -> tuple[float, float] | None:
         return None if feature == self._label else self._source.bounds(feature)
