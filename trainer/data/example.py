@@ -134,6 +134,13 @@ def check(record: bytes, spec: Spec, where: str) -> None:
                 f"{feature.dtype} of shape {feature.shape}, stored as '{feature.storage}', are "
                 f'{expected[0]} in a {expected[1]}.'
             )
+        if feature.storage == 'bytes':
+            length = len(features[name].bytes_list.value[0])
+            if length != _num_bytes(feature):
+                raise ConfigError(
+                    f'{where} has {length} bytes as the feature {name!r}, but {feature.dtype} of '
+                    f'shape {feature.shape} are {_num_bytes(feature)}.'
+                )
 
 
 def serialize(example: Mapping[str, Any], spec: Spec) -> bytes:
@@ -220,7 +227,7 @@ def _decode(name: str, stored: tf.Tensor, feature: Feature) -> tf.Tensor:
         return _images(stored, feature.shape)
     dtype = tf.as_dtype(feature.dtype)
     if feature.storage == 'bytes':
-        size = math.prod(feature.shape) * dtype.size
+        size = _num_bytes(feature)
         lengths = tf.strings.length(stored)
         wrong = f'Feature: {name}. Its bytes are not the {size} of {dtype.name} {feature.shape}:'
         with tf.control_dependencies([_check(lengths == size, wrong, lengths)]):
@@ -237,10 +244,15 @@ def _decode(name: str, stored: tf.Tensor, feature: Feature) -> tf.Tensor:
     return tf.cast(stored, dtype)
 
 
+def _num_bytes(feature: Feature) -> int:
+    return math.prod(feature.shape) * tf.as_dtype(feature.dtype).size
+
+
 def _check(holds: tf.Tensor, wrong: str, values: tf.Tensor) -> tf.Operation:
     values = tf.reshape(values, [-1])
     failing = tf.boolean_mask(values, tf.reshape(~holds, [-1]))
-    return tf.debugging.Assert(tf.reduce_all(holds), [wrong, failing], summarize=3)
+    message = tf.strings.join([f'{wrong} ', tf.strings.format('{}', failing, summarize=3)])
+    return tf.debugging.Assert(tf.reduce_all(holds), [message])
 
 
 def _images(files: tf.Tensor, shape: image_decode.Shape) -> tf.Tensor:

@@ -250,6 +250,11 @@ def test_a_damaged_record_fails_the_batch_as_an_invalid_argument(small):
             {'x': ('float32', (2,))},
             "'x' as 1 value.s. in a int64_list, but float32 of shape .* are 2 in a float_list",
         ),
+        (
+            [serialized(1)],
+            {'y': ('uint8', (3, 3))},
+            r"4 bytes as the feature 'y', but uint8 of shape \(3, 3\) are 9",
+        ),
     ],
 )
 def test_records_of_another_kind_are_refused_before_training(tmp_path, records, features, said):
