@@ -68,6 +68,13 @@ def cases(data: Path) -> dict[str, tuple[list[str], list[str]]]:
     def table(name: str) -> list[str]:
         return [f"FILES = '{data}/{name}'", "LABEL = 'species'", 'NUM_CLASSES = 3']
 
+    text = [
+        f"TRAIN_FILES = '{data}/*.csv'",
+        f"EVAL_FILES = '{data}/penguins.csv'",
+        'LENGTH = 32',
+        'byte_lm.units = 8',
+        'byte_lm.blocks = 2',
+    ]
     files = {name: gin(name, _FILES) for name in ('tfrecord', 'array_record')}
     bad_files = {
         name: gin(f'bad_{name}', _FILES.replace('train-', 'bad-'))
@@ -81,6 +88,11 @@ def cases(data: Path) -> dict[str, tuple[list[str], list[str]]]:
         'image_folder': (['runs/image_folder.gin'], image_folder('images')),
         'csv': (['runs/table.gin'], table('penguins.csv')),
         'parquet': (['runs/table.gin'], table('penguins.parquet')),
+        'text': (['runs/text.gin'], text),
+        'tokens': (
+            ['runs/text.gin'],
+            [*text, 'NUM_CLASSES = 300', f"TOKENIZER = '{data}/tokenizer.json'"],
+        ),
         'mixture': ([gin('mixture', _MIXED)], [*_IMAGES, *_CNN]),
         'bad_tfrecord': (['runs/tfrecord.gin', bad_files['tfrecord']], [*_IMAGES, *_CNN, *_SKIP]),
         'bad_array_record': (
@@ -96,6 +108,7 @@ def write_data(data: Path) -> None:
     import pyarrow.csv
     import pyarrow.parquet
     import tensorflow as tf
+    import tokenizers
 
     from trainer.data import table
     from trainer.data.digits import digits
@@ -130,6 +143,15 @@ def write_data(data: Path) -> None:
     shutil.copy(Path(table.__file__).with_name('penguins.csv'), data)
     rows = pyarrow.csv.read_csv(data / 'penguins.csv')
     pyarrow.parquet.write_table(rows, data / 'penguins.parquet', row_group_size=100)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=['<|endoftext|>'],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train([str(data / 'penguins.csv')], trainer)
+    tokenizer.save(str(data / 'tokenizer.json'))
 
 
 def run(strategy, cluster, files, bindings, model_dir: Path, end_at: int | None) -> dict:
