@@ -19,6 +19,7 @@ DATA = {
     's3': ['s3fs>=2025.3,<2027'],
     'gcs': ['gcsfs>=2025.3,<2027'],
     'http': ['fsspec[http]>=2025.3,<2027'],
+    'tfds': ['tensorflow-datasets>=4.9.10,<5', 'importlib_resources>=5'],
     'arrow': ['pyarrow>=18,<27'],
     'text': ['tokenizers>=0.21,<0.24'],
 }

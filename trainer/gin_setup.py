@@ -30,6 +30,7 @@ from trainer.data import (
     table,
     table_features,
     text,
+    tfds,
     tfrecord,
 )
 from trainer.data.batch import Data
@@ -82,6 +83,7 @@ _PARTS = (
     table.table,
     table_features.table_features,
     text.text,
+    tfds.tfds,
     augment.random_shift,
     augment.random_flip,
     augment.random_resized_crop,
