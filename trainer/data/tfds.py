@@ -72,8 +72,8 @@ class TFDS(Source):
         for name, spec in self._spec.items():
             if not isinstance(spec, tf.TensorSpec) or not spec.shape.is_fully_defined():
                 raise ConfigError(
-                    f'The feature {name!r} of {info.full_name} has no fixed shape: {spec}. Examples '
-                    'of different shapes do not fit into a batch: prepare a data set of one size.'
+                    f'The feature {name!r} of {info.full_name} has no fixed shape: {spec}. '
+                    'Examples of different shapes do not fit into a batch.'
                 )
 
     @property
@@ -132,7 +132,7 @@ def tfds(name: str, split: str = 'train', data_dir: str | None = None) -> TFDS:
         from tensorflow_datasets.core import read_only_builder, registered
     except ImportError as error:
         raise ConfigError(
-            f"{error.name} is not installed. Run: pip install 'phalanx[tfds]'"
+            f"{error.name or error} is not installed. Run: pip install 'phalanx[tfds]'"
         ) from None
     if data_dir is not None:
         data_dir = os.path.expanduser(data_dir)
