@@ -30,6 +30,8 @@ _PICTURES = 36
 # Of more classes, the most and the least frequent ones are shown.
 _MOST_CLASSES = 40
 _ENDS = 10
+# With fewer records for each on average they are no classes, but numbers.
+_LEAST_RECORDS = 2
 # Arrays of more values are shown by their least, greatest and mean one.
 _MOST_VALUES = 8
 _LONGEST_TEXT = 60
@@ -152,7 +154,7 @@ def _show(
         console.print(f'from {found.read:,} records, evenly spaced; --verify reads all:')
     console.print(_features(source, numbers))
     for name, each in numbers.items():
-        if each.counts:
+        if each.counts and each.count >= _LEAST_RECORDS * len(each.counts):
             console.print(_classes(name, each.counts, getattr(source, 'class_names', ())))
     console.print(_examples(source, found))
     if not found:

@@ -37,6 +37,14 @@ def test_every_run_parses_and_passes_the_checks(run):
     load(run)
 
 
+@pytest.mark.parametrize('data', [file for file in FILES if file.startswith('data/')])
+def test_every_data_file_is_enough_for_preparing_and_inspecting(data):
+    run = {'data/mnist.gin': 'runs/mnist_cnn.gin'}.get(data, data.replace('data/', 'runs/'))
+    script = gin_files.read(['splits.gin', data], LEFT_TO_THE_USER.get(run, ()))
+    gin_setup.load(script, unused={'train', 'evaluate', 'export', 'strategy', 'meet'})
+    assert gin.query_parameter('%TRAIN_DATA')
+
+
 @pytest.mark.parametrize('run', RUNS)
 def test_every_run_works_on_several_workers(run):
     load(run, 'cluster/multi_worker.gin')

@@ -86,6 +86,11 @@ def test_of_many_classes_the_most_and_least_frequent_are_shown():
     assert not re.search(r'\n *50 +51 ', text)
 
 
+def test_numbers_that_hardly_repeat_are_not_shown_as_classes():
+    assert 'share' not in shown(Arrays({'number': np.arange(100) * 2 // 3}))
+    assert 'share' in shown(Arrays({'number': np.arange(100) // 2}))
+
+
 @pytest.mark.parametrize(
     ('value', 'text'),
     [
