@@ -123,8 +123,9 @@ def _open(directory: str, console: Console, *, verify: bool) -> tuple[dict[str, 
 
 def _survey(source: 'Source', count: int, split: str) -> 'Findings':
     from trainer import inspect_data
+    from trainer.data.scan import spread
 
-    records = inspect_data.spread(source, count)
+    records = spread(source, count)
     threads = len(os.sched_getaffinity(0))
     with _bar(f'reading {split}', len(records)) as advance:
         return inspect_data.survey(source, records, threads=threads, progress=advance)
@@ -208,10 +209,9 @@ def _classes(name: str, counts: Mapping[int, int], class_names: Sequence[str]) -
 
 
 def _examples(source: 'Source', found: 'Findings | None') -> Table:
-    from trainer import inspect_data
-    from trainer.data.scan import Scan
+    from trainer.data.scan import Scan, spread
 
-    batch = Scan(source).read(inspect_data.spread(source, _EXAMPLES))
+    batch = Scan(source).read(spread(source, _EXAMPLES))
     table = Table(box=None, pad_edge=False)
     for name in ('record', *batch.features, 'where'):
         table.add_column(name, overflow='fold')
@@ -244,14 +244,14 @@ def _number(value: float) -> str:
 def _picture(sources: Mapping[str, 'Source'], png: str | None, tensorboard: str | None) -> None:
     """Writes some images of the first split that has any, or of all of them for TensorBoard."""
     from trainer import inspect_data
-    from trainer.data.scan import Scan
+    from trainer.data.scan import Scan, spread
 
     drawn = False
     for split, source in sources.items():
         name = inspect_data.image_of(source)
         if name is None:
             continue
-        batch = Scan(source).read(inspect_data.spread(source, _PICTURES))
+        batch = Scan(source).read(spread(source, _PICTURES))
         known = getattr(source, 'numbers', None) or statistics.of_features(batch.features)
         pictures = inspect_data.as_pictures(
             batch.features[name], (float(known[name].min), float(known[name].max))

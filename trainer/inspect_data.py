@@ -67,12 +67,6 @@ def survey(
     return total
 
 
-def spread(source: Source, count: int) -> np.ndarray:
-    """Returns the numbers of at most so many records from all over a source: int64, ascending."""
-    last = source.num_examples - 1
-    return np.unique(np.linspace(0, last, min(count, last + 1)).astype(np.int64))
-
-
 def image_of(source: Source) -> str | None:
     """Returns the first feature that is an image, by its shape; None if there is none."""
     for name, spec in source.element_spec.items():

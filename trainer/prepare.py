@@ -19,12 +19,12 @@ import tensorflow as tf
 from trainer.data import dataset, example, statistics
 from trainer.data.bad_records import Damage
 from trainer.data.batch import Data
-from trainer.data.scan import Batch, Scan
+from trainer.data.scan import Batch, Scan, spread
 from trainer.data.source import Source
 from trainer.errors import ConfigError, WriteError
 from trainer.version import __version__
 
-# How many records tell how large the others are.
+# So many records tell what the others are like: how large, how encoded.
 _SAMPLED = 64
 # One record a group, so that one can be read without its neighbours.
 _ARRAY_RECORD_OPTIONS = 'group_size:1'
@@ -135,7 +135,7 @@ class ShardWriter:
                 for record in _serialized(self._source, found, self._spec):
                     records.write(record)
                 written += len(found.records)
-                if written:
+                if len(found.records):
                     numbers = statistics.together(numbers, statistics.of_features(found.features))
                 progress(len(batch))
         record = {
@@ -213,7 +213,7 @@ def _spec(source: Source, split: str) -> example.Spec:
         spec = example.spec(source.element_spec)
     except ConfigError as error:
         raise ConfigError(f'The split {split!r} cannot be stored. {error.message}') from None
-    batch = Scan(source).read(_sample(source))
+    batch = Scan(source).read(spread(source, _SAMPLED))
     if len(batch.records):
         for name, contents in source.stored(batch.records).items():
             encoded = dataclasses.replace(spec[name], storage='image')
@@ -247,14 +247,9 @@ def _decoder(feature: example.Feature) -> Callable[[tf.Tensor], tf.Tensor]:
     )
 
 
-def _sample(source: Source) -> np.ndarray:
-    """Returns the numbers of some records from all over, int64 ascending."""
-    return np.unique(np.linspace(0, source.num_examples - 1, _SAMPLED).astype(np.int64))
-
-
 def _shards_by_size(source: Source, spec: example.Spec, shard_bytes: float) -> int:
     """How many shards of about this size there would be, by some records from all over."""
-    batch = Scan(source).read(_sample(source))
+    batch = Scan(source).read(spread(source, _SAMPLED))
     sizes = list(map(len, _serialized(source, batch, spec)))
     return max(1, round(source.num_examples * float(np.mean(sizes)) / shard_bytes)) if sizes else 1
 

@@ -12,7 +12,7 @@ from tests.trainer.preparing import Numbered, prepare
 from trainer import inspect_data
 from trainer.data.arrays import Arrays
 from trainer.data.digits import digits
-from trainer.data.scan import Scan
+from trainer.data.scan import Scan, spread
 from trainer.errors import ConfigError, WriteError
 
 
@@ -48,8 +48,8 @@ def test_the_number_of_threads_changes_nothing():
 
 
 def test_a_sample_is_spread_over_all_records():
-    assert inspect_data.spread(Numbered(100), 5).tolist() == [0, 24, 49, 74, 99]
-    assert inspect_data.spread(Numbered(3), 5).tolist() == [0, 1, 2]
+    assert spread(Numbered(100), 5).tolist() == [0, 24, 49, 74, 99]
+    assert spread(Numbered(3), 5).tolist() == [0, 1, 2]
 
 
 def test_a_batch_holds_what_fits_into_memory():

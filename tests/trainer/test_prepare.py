@@ -10,6 +10,7 @@ from tests.trainer.preparing import Numbered, checksums, missing, prepare
 from trainer.data.arrays import Arrays
 from trainer.data.digits import digits
 from trainer.data.prepared import prepared
+from trainer.data.scan import Scan
 from trainer.errors import ConfigError, WriteError
 from trainer.prepare import Options, ShardWriter, plan
 from trainer.unfinished import Unfinished
@@ -196,6 +197,13 @@ def test_damaged_records_can_be_left_out_and_are_listed(tmp_path):
     assert train['statistics']['label']['count'] == 20 - len(bad)
     labels = read_all(prepared(out))['x'].numpy()[:, 0]
     np.testing.assert_array_equal(labels, [n for n in range(20) if n not in bad])
+
+
+def test_a_batch_with_nothing_but_damaged_records_is_left_out(tmp_path):
+    source = Numbered(300, bad=range(256, 300))
+    assert Scan(source).batch_size == 256
+    out = prepare(tmp_path / 'out', {'train': source}, shards=1, on_bad_record='skip')
+    assert description(out)['splits']['train']['statistics']['label']['count'] == 256
 
 
 def test_after_a_damaged_record_it_may_go_on_without_and_from_there_not_with(tmp_path):

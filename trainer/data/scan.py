@@ -90,3 +90,9 @@ class Scan:
         """Yields the records in [first, end) in batches: int64 [B]."""
         for start in range(first, end, self.batch_size):
             yield np.arange(start, min(start + self.batch_size, end))
+
+
+def spread(source: Source, count: int) -> np.ndarray:
+    """Returns the numbers of at most so many records from all over a source: int64, ascending."""
+    last = source.num_examples - 1
+    return np.unique(np.linspace(0, last, min(count, last + 1)).astype(np.int64))
