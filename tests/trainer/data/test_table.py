@@ -4,15 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import tensorflow as tf
 
+from tests import servers
 from trainer.data import table_columns, table_files
 from trainer.data.table import table
 from trainer.errors import ConfigError
 
 PENGUINS = Path(__file__).parents[3] / 'trainer' / 'data' / 'penguins.csv'
+_QUOTED_LINES = pyarrow.csv.ParseOptions(newlines_in_values=True)
 MIXED = 'n,x,t,b\n1,0.5,red,true\n2,,"a\nb",FALSE\n-3,1e3,,true\n'
 
 
@@ -83,6 +86,20 @@ def test_other_ways_to_write_the_same_give_the_same(write, content, name):
     plain, other = table(write(MIXED)), table(write(content, name))
     assert str(read(other)) == str(read(plain))
     assert other.fingerprint == plain.fingerprint
+
+
+def test_tables_are_read_by_url(write, tmp_path, monkeypatch):
+    monkeypatch.setenv('PHALANX_CACHE', str(tmp_path / 'cache'))
+    expected = table(write(MIXED))
+    write(gzip.compress(MIXED.encode()), 'data.csv.gz')
+    rows = pa.csv.read_csv(write(MIXED), parse_options=_QUOTED_LINES)
+    pa.parquet.write_table(rows, tmp_path / 'data.parquet')
+    with servers.http(tmp_path) as port:
+        for name in ('data.csv', 'data.csv.gz', 'data.parquet'):
+            source = table(f'http://127.0.0.1:{port}/{name}')
+            assert str(read(source)) == str(read(expected))
+            assert source.fingerprint == expected.fingerprint
+            assert source.where(1) == f'http://127.0.0.1:{port}/{name}, row 2'
 
 
 def test_parquet_gives_the_same_as_csv(write, tmp_path, in_small_blocks):

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 import tokenizers
 
+from tests import servers
 from trainer.data import files, text_tokens
 from trainer.data import text as module
 from trainer.data.text import text
@@ -73,6 +74,18 @@ def test_windows_are_fetched_in_any_order_in_a_graph(corpus):
     np.testing.assert_array_equal(fetched['tokens'], tokens[[9, 0, 9]])
     graph = tf.function(source.fetch).get_concrete_function(tf.TensorSpec([4], tf.int64))
     assert graph.structured_outputs['targets'].shape == [4, 16]
+
+
+def test_text_is_read_by_url(corpus, tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setenv('PHALANX_CACHE', str(tmp_path / 'cache'))
+    (tmp_path / '2.txt').write_bytes(b'the quick\n')
+    with servers.http(tmp_path) as port:
+        for options in ({}, {'tokenizer': tokenizer}):
+            by_path = text(corpus, 7, **options)
+            by_url = text(f'http://127.0.0.1:{port}/*.txt', 7, **options)
+            np.testing.assert_equal(read(by_url), read(by_path))
+            place = by_path.where(5).removeprefix(str(tmp_path))
+            assert by_url.where(5) == f'http://127.0.0.1:{port}{place}'
 
 
 def test_where_a_window_of_bytes_begins_is_known(corpus):
