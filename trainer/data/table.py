@@ -187,7 +187,7 @@ def table(
 
 def _build(directory, *, paths, label, columns, kinds, names, delimiter, missing) -> None:
     try:
-        from trainer.data import table_columns, table_files
+        from trainer.data import table_build, table_files
     except ModuleNotFoundError as error:
         if error.name != 'pyarrow':
             raise
@@ -198,4 +198,4 @@ def _build(directory, *, paths, label, columns, kinds, names, delimiter, missing
         wanted['table.columns'] = columns
     there = table_files.column_names(paths, form, wanted)
     chosen = [n for n in there if columns is None or n in columns or n == label]
-    table_columns.build(directory, paths, form, chosen, kinds, label)
+    table_build.build(directory, paths, form, chosen, kinds, label)

@@ -40,7 +40,7 @@ class Column:
 
 
 class Rows:
-    """What `table_columns.build` has written.
+    """What `table_build.build` has written.
 
     Attributes:
         columns: name -> `Column`.

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests import servers
-from trainer.data import table_columns, table_files
+from trainer.data import table_build, table_column, table_files
 from trainer.data.table import table
 from trainer.errors import ConfigError
 
@@ -34,7 +34,7 @@ def in_small_blocks(monkeypatch):
     """Files are read some rows at a time, as large ones are."""
     monkeypatch.setattr(table_files, '_BLOCK_BYTES', 100)
     monkeypatch.setattr(table_files, '_BATCH_ROWS', 7)
-    monkeypatch.setattr(table_columns, '_ROWS_AT_ONCE', 11)
+    monkeypatch.setattr(table_column, '_ROWS_AT_ONCE', 11)
 
 
 def read(source):
@@ -186,7 +186,7 @@ def test_what_does_not_fit_its_column_is_located(
 
 
 def test_a_column_of_too_many_texts_is_no_category(write, monkeypatch):
-    monkeypatch.setattr(table_columns, '_MAX_VOCABULARY', 50)
+    monkeypatch.setattr(table_column, '_MAX_VOCABULARY', 50)
     with pytest.raises(ConfigError, match="'c' has more than 50 different texts"):
         column(write, [f'name {i}' for i in range(50)])
 
@@ -301,7 +301,7 @@ def test_a_file_is_read_once_and_again_when_it_has_changed(write, monkeypatch):
     path = write('n\n1\n')
     assert read(table(path)) == {'n': [1]}
     with monkeypatch.context() as patched:
-        patched.setattr(table_columns, 'build', None)
+        patched.setattr(table_build, 'build', None)
         assert read(table(path)) == {'n': [1]}
     write('n\n1\n2\n')
     assert read(table(path)) == {'n': [1, 2]}
