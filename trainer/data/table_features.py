@@ -73,6 +73,7 @@ class TableFeatures(Adapted):
 
     def __call__(self, features: Features) -> Features:
         """Returns `features`, float32 [B, width], and the indexed columns, int64 [B]."""
+        self._check(features)
         known = {n: column for n, column in self.state['columns'].items() if n in features}
         parts, indexed = [], {}
         numbers = [name for name, column in known.items() if 'mean' in column]
@@ -96,6 +97,22 @@ class TableFeatures(Adapted):
             )
             parts.append(tf.one_hot(buckets, self._settings['cross_buckets']))
         return {**({'features': tf.concat(parts, axis=1)} if parts else {}), **indexed}
+
+    def _check(self, features: Features) -> None:
+        """Raises ConfigError for columns unknown to the state, or used but withheld."""
+        learnt = self.state['columns']
+        for name in features:
+            if name not in learnt:
+                raise ConfigError(
+                    f'table_features has learnt from {", ".join(learnt)}, among which there is no '
+                    f'{name!r}.{nearest(name, learnt)} Data of the same columns must be read.'
+                )
+        for name in (name for names in self._settings['crosses'] for name in names):
+            if name not in features:
+                raise ConfigError(
+                    f'table_features.crosses names {name!r}, which the model does not get to see: '
+                    'it is the label or the weight. Leave it out.'
+                )
 
     def _index(self, name: str, cells: tf.Tensor) -> tf.Tensor:
         """Returns which category each cell is of, int64 [B] from 1 on; 0 is any other."""

@@ -155,6 +155,16 @@ def test_a_state_of_other_settings_is_refused(penguins):
         table_features(penguins, max_categories=10).with_state(state)
 
 
+def test_columns_that_were_not_learnt_from_or_are_withheld_are_refused(source):
+    state = table_features(source).state
+    del state['columns']['t']
+    with pytest.raises(ConfigError, match=r"has learnt from x, n, y, among which there is no 't'"):
+        apply(table_features(source).with_state(state), source)
+    crossed = table_features(source, categories=['y'], crosses=[('t', 'y')])
+    with pytest.raises(ConfigError, match="crosses names 'y', which the model does not get to see"):
+        apply(crossed, source)
+
+
 def test_what_was_learnt_is_kept(penguins, monkeypatch):
     state = table_features(penguins).state
     monkeypatch.setattr(module, '_learn', None)
