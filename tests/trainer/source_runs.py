@@ -46,6 +46,35 @@ prepared.directory = '{data}/array_record'
 prepared.split = 'test'
 train/Data.class_weights = (1, 1, 2, 1, 1, 1, 1, 1, 1, 0.5)
 """
+# Digits, one after another, from a generator of the user's own.
+_STREAM = """
+import gin
+import tensorflow as tf
+
+from trainer.data.digits import digits
+from trainer.data.stream import Stream
+
+FEATURES = {{'image': ('uint8', (8, 8, 1)), 'label': ('int64', ())}}
+
+
+@gin.register
+def digit_stream(split, num_examples):
+    def elements():
+        features = digits(split).fetch(tf.range(num_examples, dtype=tf.int64))
+        for image, label in zip(features['image'].numpy(), features['label'].numpy()):
+            yield {{'image': image, 'label': label}}
+
+    return Stream('digits', elements, features=FEATURES, num_examples=num_examples)
+"""
+_STREAM_RUN = """
+import digit_stream
+include 'runs/digits.gin'
+Data.source = @digit_stream()
+train/digit_stream.split = 'train'
+train/digit_stream.num_examples = 150
+eval/digit_stream.split = 'test'
+eval/digit_stream.num_examples = 60
+"""
 _SKIP = ["Data.on_bad_record = 'skip'"]
 
 
@@ -93,6 +122,11 @@ def cases(data: Path) -> dict[str, tuple[list[str], list[str]]]:
             ['runs/text.gin'],
             [*text, 'NUM_CLASSES = 300', f"TOKENIZER = '{data}/tokenizer.json'"],
         ),
+        'tfds': (
+            ['runs/tfds.gin'],
+            [*_IMAGES, *_CNN, "NAME = 'digits'", f"DATA_DIR = '{data}/tfds'"],
+        ),
+        'stream': ([gin('stream', _STREAM_RUN)], [*_IMAGES, *_CNN]),
         'mixture': ([gin('mixture', _MIXED)], [*_IMAGES, *_CNN]),
         'bad_tfrecord': (['runs/tfrecord.gin', bad_files['tfrecord']], [*_IMAGES, *_CNN, *_SKIP]),
         'bad_array_record': (
@@ -141,6 +175,8 @@ def write_data(data: Path) -> None:
         if number % 40 == 7:
             path.write_bytes((b'', b'no image', path.read_bytes()[:-40])[number // 40 % 3])
     shutil.copy(Path(table.__file__).with_name('penguins.csv'), data)
+    (data / 'digit_stream.py').write_text(_STREAM.format())
+    _write_tfds(data / 'tfds', digits)
     rows = pyarrow.csv.read_csv(data / 'penguins.csv')
     pyarrow.parquet.write_table(rows, data / 'penguins.parquet', row_group_size=100)
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -152,6 +188,28 @@ def write_data(data: Path) -> None:
     )
     tokenizer.train([str(data / 'penguins.csv')], trainer)
     tokenizer.save(str(data / 'tokenizer.json'))
+
+
+def _write_tfds(directory: Path, digits) -> None:
+    import numpy as np
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict(
+        {
+            'image': tfds.features.Image(shape=(8, 8, 1)),
+            'label': tfds.features.ClassLabel(num_classes=10),
+        }
+    )
+    splits = {
+        split: tf.data.Dataset.from_tensor_slices(
+            digits(split).fetch(tf.constant(np.arange(200, dtype=np.int64)))
+        )
+        for split in ('train', 'test')
+    }
+    tfds.dataset_builders.store_as_tfds_dataset(
+        'digits', '1.0.0', features, splits, data_dir=directory
+    )
 
 
 def run(strategy, cluster, files, bindings, model_dir: Path, end_at: int | None) -> dict:
@@ -180,6 +238,7 @@ def main(data: str, out: str, devices: str, seed: str | None = None) -> None:
     from trainer.meeting import meet
     from trainer.strategy import build_strategy
 
+    sys.path.insert(0, data)
     cluster = from_environ()
     meet(cluster, digest='sources', deadline_seconds=120)
     strategy = build_strategy(cluster=cluster, devices_per_worker=int(devices))
