@@ -140,7 +140,9 @@ class _HTTP(Store):
 
     def _file_system(self, module):
         return module.HTTPFileSystem(
-            client_kwargs={'timeout': self._timeout, 'trust_env': True}, use_listings_cache=False
+            client_kwargs={'timeout': self._timeout, 'trust_env': True},
+            use_listings_cache=False,
+            skip_instance_cache=True,
         )
 
     async def _session(self):
@@ -237,6 +239,7 @@ class _GCS(_HTTP):
             token='anon' if emulated else None,
             requests_timeout=self._timeout,
             use_listings_cache=False,
+            skip_instance_cache=True,
         )
 
     async def _session(self):
@@ -288,6 +291,7 @@ class _S3(Store):
     def __init__(self, module, silence: float):
         self._fs = module.S3FileSystem(
             use_listings_cache=False,
+            skip_instance_cache=True,
             config_kwargs={
                 'max_pool_connections': AT_ONCE,
                 'connect_timeout': silence,

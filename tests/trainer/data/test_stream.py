@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.processes import finish, start_workers
 from tests.trainer import tiny
 from trainer.data.batch import PADDING, Data, batch_spec
 from trainer.data.pipeline import eval_batches, train_batches
@@ -227,6 +228,53 @@ def test_shapes_that_are_not_known_are_told():
     )
     with pytest.raises(ConfigError, match=r'tensors of fixed shapes.*ensure_shape'):
         batch_spec(Data(source, inputs='x', label='x'))
+
+
+MODULE = """
+import gin
+from tests.trainer.data.test_stream import N, Stream, dataset
+
+@gin.register
+def numbers() -> Stream:
+    return dataset(num_examples=N)
+"""
+CONFIG = """
+import numbers_of_mine
+
+include 'base.gin'
+include 'cluster/local.gin'
+include 'models/mlp.gin'
+include 'optim/sgd.gin'
+
+TRAIN_DATA = @Data()
+EVAL_DATA = @Data()
+Data.source = @numbers()
+NUM_CLASSES = 3
+STEPS = '4 epochs'
+BATCH_SIZE = 8
+train.save_every = 5
+train.sample_log = True
+"""
+
+
+@pytest.mark.slow
+def test_one_worker_and_two_read_the_same_and_go_on_where_they_stopped(tmp_path):
+    (tmp_path / 'numbers_of_mine.py').write_text(MODULE)
+    (tmp_path / 'numbers.gin').write_text(CONFIG)
+
+    def run(workers, name, *flags):
+        command = ['-m', 'trainer', '--gin_file=numbers.gin', f'--model_dir={name}', *flags]
+        ended = finish(start_workers(command, workers, cwd=tmp_path))
+        assert [code for code, _ in ended] == [0] * workers, ended
+        return (tmp_path / name / 'samples.tsv').read_text(), ended[0][1]
+
+    one, _ = run(1, 'one')
+    run(2, 'two', '--gin.train.max_steps=7')
+    two, output = run(2, 'two')
+    assert 'resumed at step 7' in output
+    assert 'passing over 26 elements' in output  # 7 * 8 of epochs of 30.
+    assert one == two
+    assert len(one.splitlines()) == 15
 
 
 @pytest.mark.parametrize('num_examples', [N, None])
