@@ -4,12 +4,14 @@ A record is its length (uint64), a checksum of the length (uint32), the contents
 the contents (uint32), all little-endian
 (https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details). To find where
 they begin one goes from each to the next, and nothing but the 16 bytes between two contents need
-be read. The contents are not looked at: they are checked whenever they are read, and a scan that
-checks them too takes as long as reading everything.
+be read. The contents are not compared with their checksums: that is done whenever they are read,
+and here it would more than double the time (0.9 us to 2.1 for a record of 2 kB in memory, 21 us to
+160 for one of 100 kB).
 """
 
 import functools
 import hashlib
+import struct
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
@@ -23,10 +25,12 @@ from trainer.errors import ConfigError
 HEADER, FOOTER = 12, 4
 _FRAME = HEADER + FOOTER
 _THREADS = 16
-# Parts of a file that are read at once: all of it in large parts where records are small; little
-# more than what is needed where they are large and lie on this machine.
-_LARGE_PART, _SMALL_PART = 2**22, 2**12
+# Parts of a file that are read at once. One that lies on this machine is read as a whole, in parts
+# that stay in the processor's cache; of large records, little more than what is needed. Where each
+# part is asked for over a network they are large.
+_LOCAL_PART, _SMALL_PART, _REMOTE_PART = 2**20, 2**12, 2**23
 _LARGE_RECORD = 2**17
+_LENGTH = struct.Struct('<Q')
 
 
 class Index(NamedTuple):
@@ -124,15 +128,16 @@ def _parts(path: str, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
     At the end there is no length but one more checksum.
     """
-    number, begin, part_size = 0, 0, _LARGE_PART
+    whole = _REMOTE_PART if files.is_url(path) else _LOCAL_PART
+    number, begin, part_size = 0, 0, whole
     while begin < size:
         # From the last checksum on, of which there is none before the first record.
         part = files.read(path, max(0, begin - FOOTER), part_size)
         part = part if begin else bytes(FOOTER) + part
-        heads, at = [], FOOTER
-        while at + HEADER <= len(part):
+        heads, at, last = [], FOOTER, len(part) - HEADER
+        while at <= last:
             heads.append(at)
-            at += _FRAME + int.from_bytes(part[at : at + 8], 'little')
+            at += _FRAME + _LENGTH.unpack_from(part, at)[0]
         if not heads:
             raise _cut_off(path, number, begin, size)
         frames = np.frombuffer(part, np.uint8)[np.array(heads)[:, None] + np.arange(-FOOTER, 12)]
@@ -140,11 +145,11 @@ def _parts(path: str, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         _check_lengths(path, frames, lengths, number, begin)
         begin, number = begin + at - FOOTER, number + len(heads)
         if begin > size:
-            last = int(lengths[-1]) + _FRAME
-            raise _cut_off(path, number - 1, begin - last, size, begin)
+            byte = begin - int(lengths[-1]) - _FRAME
+            raise _cut_off(path, number - 1, byte, size, begin)
         yield lengths, frames[:, :4].copy().view('<u4')[:, 0]
-        large = not files.is_url(path) and lengths.mean() > _LARGE_RECORD
-        part_size = _SMALL_PART if large else _LARGE_PART
+        large = whole == _LOCAL_PART and lengths.mean() > _LARGE_RECORD
+        part_size = _SMALL_PART if large else whole
     yield np.empty(0, np.uint64), np.frombuffer(files.read(path, size - FOOTER, FOOTER), '<u4')
 
 

@@ -84,7 +84,7 @@ def test_the_index_does_not_depend_on_how_a_file_is_read(tmp_path, monkeypatch, 
     random = np.random.default_rng(part)
     records = [serialized(0), *map(random.bytes, random.integers(0, 300, 199))]
     path = write(tmp_path / 'a', records)
-    monkeypatch.setattr(tfrecord_index, '_LARGE_PART', 2 * part)
+    monkeypatch.setattr(tfrecord_index, '_LOCAL_PART', 2 * part)
     monkeypatch.setattr(tfrecord_index, '_SMALL_PART', part)
     monkeypatch.setattr(tfrecord_index, '_LARGE_RECORD', 150)
     source = TFRecords(path, FEATURES)
