@@ -58,6 +58,7 @@ setup(
             'gcp-storage-emulator>=2024.8.3',
             'matplotlib>=3.8,<4',
             'moto[server]>=5,<6',
+            'pillow>=10,<14',
             'pytest>=8',
             'pytest-xdist>=3',
             'ruff>=0.17,<0.18',

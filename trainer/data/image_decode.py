@@ -106,17 +106,21 @@ def _decode(content: tf.Tensor, plan: tf.Tensor, shape: Shape) -> tf.Tensor:
     image = tf.switch_case(plan[0], branches)
     window = tf.concat([plan[3:5], [channels]], 0)
     image = tf.slice(image, tf.concat([plan[1:3], [0]], 0), window)
-    image = _resize(image, plan[5:7])
-    image = tf.cond(plan[7] > 1, lambda: _upright(image, plan[7]), lambda: image)
-    missing = shape[:2] - tf.shape(image)[:2]
-    before = tf.concat([missing // 2, [0]], 0)
-    after = tf.concat([missing - missing // 2, [0]], 0)
+    image = _resize(image, plan[3:5], plan[5:7])
+    # Rarely needed, and each choice in the graph takes some microseconds.
     image = tf.cond(
-        tf.reduce_any(missing > 0),
-        lambda: tf.pad(image, tf.stack([before, after], axis=1)),
+        (plan[7] > 1) | tf.reduce_any(plan[5:7] != shape[:2]),
+        lambda: _padded(_upright(image, plan[7]), shape),
         lambda: image,
     )
     return tf.ensure_shape(image, shape)
+
+
+def _padded(image: tf.Tensor, shape: Shape) -> tf.Tensor:
+    missing = shape[:2] - tf.shape(image)[:2]
+    before = tf.concat([missing // 2, [0]], 0)
+    after = tf.concat([missing - missing // 2, [0]], 0)
+    return tf.pad(image, tf.stack([before, after], axis=1))
 
 
 def _with_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
@@ -130,24 +134,26 @@ def _with_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
     return tf.broadcast_to(image, tf.concat([tf.shape(image)[:2], [channels]], 0))
 
 
-def _resize(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    smaller = tf.minimum(tf.shape(image)[:2], size)
+def _resize(image: tf.Tensor, stored: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    smaller = tf.minimum(stored, size)
 
     def area() -> tf.Tensor:
         return tf.raw_ops.ResizeArea(images=image[tf.newaxis], size=smaller)
 
-    def resized() -> tf.Tensor:
-        shrunk = tf.cond(
-            tf.reduce_any(tf.shape(image)[:2] > smaller),
-            area,
-            lambda: tf.cast(image[tf.newaxis], tf.float32),
-        )
-        enlarged = tf.cond(
-            tf.reduce_any(size > smaller), lambda: tf.image.resize(shrunk, size), lambda: shrunk
-        )
-        return tf.cast(tf.round(enlarged[0]), tf.uint8)
+    def as_bytes(images: tf.Tensor) -> tf.Tensor:
+        return tf.cast(tf.round(images[0]), tf.uint8)
 
-    return tf.cond(tf.reduce_all(tf.shape(image)[:2] == size), lambda: image, resized)
+    # Nothing, shrinking, enlarging, or one along each axis.
+    shrinks, grows = tf.reduce_any(stored > smaller), tf.reduce_any(size > smaller)
+    return tf.switch_case(
+        tf.cast(shrinks, tf.int32) + 2 * tf.cast(grows, tf.int32),
+        [
+            lambda: image,
+            lambda: as_bytes(area()),
+            lambda: as_bytes(tf.image.resize(image[tf.newaxis], size)),
+            lambda: as_bytes(tf.image.resize(area(), size)),
+        ],
+    )
 
 
 def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
