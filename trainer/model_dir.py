@@ -216,12 +216,12 @@ def numbered(directory: Path, pattern: str) -> list[tuple[int, str]]:
     """Returns number and name of all that is in a directory and has such a name, ascending.
 
     Args:
-        directory: one that is not there holds nothing.
+        directory: one that is not there, or is a file, holds nothing.
         pattern: a regular expression for the whole name, whose first group is the number.
     """
     try:
         names = os.listdir(directory)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     found = ((re.fullmatch(pattern, name), name) for name in names)
     return sorted((int(match[1]), name) for match, name in found if match)

@@ -117,7 +117,8 @@ def fetch_good(
         return [*(np.asarray(features[name]) for name in spec), good]
 
     dtypes = [each.dtype for each in spec.values()]
-    *tensors, good = tf.numpy_function(read_good, [ids], [*dtypes, tf.bool])
+    # Without state, or tf.data would make one batch at a time to keep an order in it.
+    *tensors, good = tf.numpy_function(read_good, [ids], [*dtypes, tf.bool], stateful=False)
     features = {
         name: tf.ensure_shape(tensor, [ids.shape[0], *spec[name].shape])
         for name, tensor in zip(spec, tensors, strict=True)
