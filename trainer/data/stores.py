@@ -66,7 +66,8 @@ class Store(abc.ABC):
         if '?' not in self.magic:
             place = place.replace('?', '[?]')
         matches = re.compile(glob_translate(place)).match
-        found = await self._list(f'{scheme}://{plain}', deep='/' in place[len(plain) + 1 :])
+        rest = place[len(plain) + 1 :]
+        found = await self._list(f'{scheme}://{plain}', deep='/' in rest or '**' in rest)
         return {url: stat for url, stat in found.items() if matches(url.partition('://')[2])}
 
     @abc.abstractmethod

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from tests import servers
 from trainer.data.batch import Data
 from trainer.data.digits import digits
 from trainer.data.image_folder import image_folder
@@ -293,3 +294,22 @@ def test_the_listing_of_a_file_that_is_gone_fails_the_fetch(directory):
     os.remove(source.where(5))
     with pytest.raises(tf.errors.OpError, match='No such file'):
         read(source, [5])
+
+
+@pytest.mark.slow
+def test_a_folder_in_a_store_of_objects_is_the_same_data(directory, tmp_path, monkeypatch):
+    for folder in list(directory.iterdir()):
+        folder.rename(folder.with_name(folder.name.replace(' ', '-')))
+    local = image_folder(directory, SHAPE)
+    with servers.s3(tmp_path) as port:
+        for name, value in servers.clients(port).items():
+            monkeypatch.setenv(name, value)
+        remote = image_folder(f's3://{servers.BUCKET}/photos', SHAPE)
+        assert remote.class_names == local.class_names
+        assert remote.fingerprint == local.fingerprint
+        name = os.path.relpath(local.where(7), directory)
+        assert remote.where(7) == f's3://{servers.BUCKET}/photos/{name}'
+        for found, expected in zip(read(remote), read(local), strict=True):
+            np.testing.assert_array_equal(found, expected)
+        with pytest.raises(ConfigError, match='no data file'):
+            image_folder(f's3://{servers.BUCKET}/photo', SHAPE)
