@@ -44,13 +44,12 @@ def test_every_run_reads_the_same_examples_in_the_same_order(results):
 def test_every_run_comes_to_the_same_model(results):
     for case, expected in results['one device'].items():
         for topology, found in results.items():
-            for name in ('train/loss', 'eval/loss'):
-                np.testing.assert_allclose(
-                    found[case]['metrics'][name],
-                    expected['metrics'][name],
-                    rtol=1e-3,
-                    err_msg=f'{case} on {topology}',
-                )
+            np.testing.assert_allclose(
+                found[case]['metrics']['eval/loss'],
+                expected['metrics']['eval/loss'],
+                rtol=1e-4,
+                err_msg=f'{case} on {topology}',
+            )
 
 
 def test_two_processes_end_with_the_bits_of_one(results):
@@ -61,7 +60,8 @@ def test_two_processes_end_with_the_bits_of_one(results):
 @pytest.mark.parametrize('case', ['bad_tfrecord', 'bad_array_record', 'bad_images'])
 def test_damaged_records_are_left_out_alike_and_listed(results, case):
     expected = results['one device'][case]
-    read = [int(i) for i in expected['samples'].replace('\n', '\t').split('\t')[1:] if i.strip()]
+    lines = [line.split('\t')[1] for line in expected['samples'].splitlines()]
+    read = [int(record) for line in lines for record in line.split()]
     left_out = {-2 - i for i in read if i < -1}
     listed = {int(line.split('\t')[0]) for line in expected['bad']}
     assert listed
