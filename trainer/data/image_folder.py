@@ -23,7 +23,7 @@ ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif')
 _SAMPLED = 256
 _THREADS = 16
 # Goes up when the same files are decoded to other bits.
-_VERSION = 1
+_VERSION = 2
 
 
 class ImageFolder(Source):

@@ -21,7 +21,7 @@ _OTHERS = {
 # Markers of JPEG: those that begin a frame, and those without a length of their own.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BARE = frozenset([0x01, *range(0xD0, 0xD9)])
-_EXIF, _ORIENTATION, _SHORT = 0xE1, 0x0112, 3
+_APP1, _EXIF, _ORIENTATION, _SHORT = 0xE1, b'Exif\0\0', 0x0112, 3
 
 
 class Header(NamedTuple):
@@ -131,7 +131,7 @@ def _bmp(content: bytes) -> Header:
 
 def _jpeg(content: bytes) -> Header:
     """Walks the segments of a JPEG up to its frame (ITU T.81, annex B)."""
-    position, orientation = 2, 1
+    position, orientation = 2, None
     while True:
         if content[position] != 0xFF:
             raise BadRecord(f'the JPEG header has no marker at byte {position}')
@@ -145,17 +145,15 @@ def _jpeg(content: bytes) -> Header:
         (length,) = struct.unpack_from('>H', content, position)
         if marker in _FRAMES:
             rows, columns, components = struct.unpack_from('>HHB', content, position + 3)
-            return Header('jpeg', rows, columns, orientation, components == 4)
-        if marker == _EXIF:
-            orientation = _exif_orientation(content[position + 2 : position + length])
+            return Header('jpeg', rows, columns, orientation or 1, components == 4)
+        # XMP comes in segments with the same marker; of several with EXIF, the first is read.
+        if marker == _APP1 and orientation is None and content.startswith(_EXIF, position + 2):
+            orientation = _orientation(content[position + 2 + len(_EXIF) : position + length])
         position += length
 
 
-def _exif_orientation(segment: bytes) -> int:
-    """Returns the orientation that an EXIF segment gives, 1 if it gives none (CIPA DC-008)."""
-    if segment[:6] != b'Exif\0\0':
-        return 1
-    tiff = segment[6:]
+def _orientation(tiff: bytes) -> int:
+    """Returns the orientation that EXIF data give, 1 if they give none (CIPA DC-008)."""
     order = {b'II': '<', b'MM': '>'}.get(tiff[:2])
     if order is None:
         return 1

@@ -168,6 +168,25 @@ def test_photographs_are_turned_upright(orientation):
     assert np.abs(found - averaged(upright, 10, 20, box)).max() <= 3
 
 
+def test_an_orientation_is_kept_whatever_other_metadata_follow():
+    def segment(data):
+        return b'\xff\xe1' + (len(data) + 2).to_bytes(2, 'big') + data
+
+    def exif(orientation):
+        tags = Image.Exif()
+        tags[0x0112] = orientation
+        return segment(tags.tobytes())
+
+    xmp = segment(b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta xmlns:x="adobe:ns:meta/"/>')
+    plain = encoded(PHOTOGRAPH, 'JPEG', quality=95)
+    for segments in ([exif(6), xmp], [xmp, exif(6)], [exif(6), xmp, xmp], [exif(6), exif(3)]):
+        content = plain[:2] + b''.join(segments) + plain[2:]
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+        assert upright.size == (40, 60)
+        found = decoded_one(content, (30, 20, 3))
+        assert np.abs(found - averaged(upright, 30, 20)).max() <= 3
+
+
 def test_images_of_many_sizes_and_kinds_are_decoded_in_one_batch():
     contents = [
         encoded(smooth(*size), kind)
