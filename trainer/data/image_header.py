@@ -74,7 +74,7 @@ def _header(content: bytes) -> Header:
         columns, rows = struct.unpack_from('>II', content, 16)
         return Header('png', rows, columns)
     if content.startswith((b'GIF87a', b'GIF89a')):
-        columns, rows = struct.unpack_from('<HH', content, 6)
+        _, columns, rows, _ = _gif_frame(content)
         return Header('gif', rows, columns)
     if content.startswith(b'BM'):
         return _bmp(content)
@@ -86,10 +86,22 @@ def _header(content: bytes) -> Header:
 
 
 def first_frame(content: bytes) -> bytes:
-    """Returns a GIF without all but its first frame; the decoder would decompress all.
+    """Returns a GIF with nothing but its first frame, at the place where its screen begins.
 
-    Raises:
-        BadRecord: as `header`.
+    The decoder would decompress all frames, and cut off what lies beyond the size of this one.
+
+    Args:
+        content: a GIF that has a `header`.
+    """
+    position, _, _, flags = _gif_frame(content)
+    end = _after_parts(content, position + 11 + _colours(flags))
+    return content[: position + 1] + bytes(4) + content[position + 5 : end] + b';'
+
+
+def _gif_frame(content: bytes) -> tuple[int, int, int, int]:
+    """Returns position, columns, rows and flags of the first frame (GIF89a, section 20).
+
+    Its size is that of the image: that of the screen, which it is a part of, may be any other.
     """
     position = 13 + _colours(content[10])
     while True:
@@ -97,10 +109,7 @@ def first_frame(content: bytes) -> bytes:
         if block == b'!':  # An extension: its label, then parts of up to 255 bytes.
             position = _after_parts(content, position + 2)
         elif block == b',':
-            columns, rows = struct.unpack_from('<HH', content, position + 5)
-            _check_size(rows, columns)
-            position += 11 + _colours(content[position + 9])
-            return content[: _after_parts(content, position)] + b';'
+            return position, *struct.unpack_from('<HHB', content, position + 5)
         else:
             raise BadRecord(f'the GIF ends before its first frame, at byte {position}')
 

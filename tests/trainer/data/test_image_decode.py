@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -149,6 +150,18 @@ def test_of_an_animation_the_first_frame_is_taken():
     frames = [smooth(8, 8).convert('P') for _ in range(4)]
     content = encoded(frames[0], 'GIF', save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(decoded_one(content, (8, 8, 3)), frames[0].convert('RGB'))
+
+
+@pytest.mark.parametrize('fit', image_decode.FITS)
+def test_of_a_frame_that_is_not_its_screen_all_is_taken(fit):
+    content = encoded(PHOTOGRAPH, 'GIF')
+    frame = content.index(b',', 13 + 3 * 256)
+    wanted = decoded_one(content, (20, 20, 3), fit)
+    for screen, place in (((90, 50), (20, 5)), ((90, 50), (0, 0)), ((10, 10), (0, 0))):
+        changed = bytearray(content)
+        struct.pack_into('<HH', changed, 6, *screen)
+        struct.pack_into('<HH', changed, frame + 1, *place)
+        np.testing.assert_array_equal(decoded_one(bytes(changed), (20, 20, 3), fit), wanted)
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))

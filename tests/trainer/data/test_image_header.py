@@ -20,6 +20,10 @@ def encoded(image, kind, **options):
     return file.getvalue()
 
 
+GIF = encoded(IMAGE.convert('P'), 'GIF')
+GIF_FRAME = GIF.index(b',', 13 + 3 * 256)
+
+
 def turned(orientation, **options):
     exif = Image.Exif()
     exif[0x010F] = 'A camera of some name'
@@ -113,7 +117,7 @@ def with_size(content, at, layout, rows, columns):
             65_000,
             65_000,
         ),
-        with_size(encoded(IMAGE, 'GIF'), 6, '<HH', 65_000, 65_000),
+        with_size(GIF, GIF_FRAME + 5, '<HH', 65_000, 65_000),
         with_size(encoded(IMAGE, 'BMP'), 18, '<ii', 1_000_000, -65_000),
         png_of(0, 100),
     ],
@@ -134,13 +138,12 @@ def test_of_an_animation_the_first_frame_alone_is_kept():
     np.testing.assert_array_equal(kept.convert('RGB'), frames[0].convert('RGB'))
 
 
-def test_a_frame_larger_than_its_animation_says_is_refused():
-    content = encoded(IMAGE.convert('P'), 'GIF')
-    descriptor = content.index(b',', 13 + 3 * 256)
-    with pytest.raises(BadRecord, match='announces 65000 x 65000'):
-        image_header.first_frame(with_size(content, descriptor + 5, '<HH', 65_000, 65_000))
+def test_the_size_of_a_gif_is_that_of_its_first_frame():
+    for screen in ((40, 25), (9, 9), (65_000, 65_000)):
+        assert header(with_size(GIF, 6, '<HH', *screen)) == Header('gif', 20, 30)
 
 
-def test_an_animation_without_frames_is_refused():
-    with pytest.raises(BadRecord, match='ends before its first frame'):
-        image_header.first_frame(encoded(IMAGE.convert('P'), 'GIF')[: 13 + 3 * 256])
+@pytest.mark.parametrize('length', [6, 10, 11, 12, GIF_FRAME, GIF_FRAME + 1, GIF_FRAME + 9])
+def test_a_gif_cut_off_before_its_first_frame_is_refused(length):
+    with pytest.raises(BadRecord, match=r'ends (before its first frame|within its header)'):
+        header(GIF[:length])
