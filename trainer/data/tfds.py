@@ -43,8 +43,8 @@ class TFDS(Source):
         split: see `tfds`.
 
     Raises:
-        ConfigError: there is no such split, its files are of another format, or a feature has no
-            fixed shape.
+        ConfigError: there is no such split, or it is empty; its files are of another format, or do
+            not hold as many records as the library noted; or a feature has no fixed shape.
     """
 
     def __init__(self, info: Any, split: str):
@@ -56,14 +56,27 @@ class TFDS(Source):
                 f"{sorted(info.splits)}, parts of them such as 'train[:80%]', and sums such as "
                 f"'train+test'.{nearest(str(split), info.splits)}"
             ) from None
+        if not parts:
+            sizes = {name: each.num_examples for name, each in info.splits.items()}
+            raise ConfigError(
+                f'The split {split!r} of {info.full_name} holds no examples; there are {sizes}.'
+            )
         file_format = info.file_format.value if info.file_format else 'tfrecord'
         if file_format not in _READERS:
             raise ConfigError(
                 f'The files of {info.full_name} are of the format {file_format!r}; '
                 f'{" and ".join(_READERS)} can be read.'
             )
-        paths = list(dict.fromkeys(part.filename for part in parts))
+        declared = {part.filename: part.examples_in_shard for part in parts}
+        paths = list(declared)
         self._records: Records = _READERS[file_format](paths, _OPAQUE)
+        # Else the numbers of a split would run on into the next file.
+        for path, found in zip(paths, np.diff(self._records._firsts).tolist(), strict=True):
+            if found != declared[path]:
+                raise ConfigError(
+                    f'{path} holds {found} records, but {declared[path]} by the dataset_info.json '
+                    f'beside it. Fetch or prepare {info.full_name} again.'
+                )
         firsts = self._records._firsts[[paths.index(part.filename) for part in parts]]
         self._starts = firsts + [part.skip for part in parts]
         self._firsts = np.cumsum([0, *(part.take for part in parts)])
@@ -146,6 +159,12 @@ def tfds(name: str, split: str = 'train', data_dir: str | None = None) -> TFDS:
             f'There is no data set {name!r} in {place}.{nearest(name, there)} This would download '
             f'and prepare it: python -c "import tensorflow_datasets as tfds; '
             f'tfds.builder({name!r}{given}).download_and_prepare()"'
+        ) from None
+    except ValueError as error:
+        reason = str(error).partition('\n')[0]
+        raise ConfigError(
+            f'tfds.name = {name!r} cannot be opened ({reason}). Names are such as '
+            "'mnist', 'mnist:3.0.1', 'mnist:3.*.*' or 'glue/cola'."
         ) from None
     return TFDS(builder.info, split)
 

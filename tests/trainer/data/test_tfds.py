@@ -1,8 +1,10 @@
+import shutil
 import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from trainer.data.digits import digits
 from trainer.data.tfds import tfds
@@ -92,6 +94,35 @@ def test_the_bounds_of_labels_are_known_and_where_a_record_lies(directory):
     assert source.bounds('of/number') is None
     assert 'digits-test' in source.where(0)
     assert 'record 5' in source.where(0)
+
+
+def test_a_shard_without_its_last_record_is_told(directory, tmp_path):
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    for place in tmp_path.rglob('.phalanx'):
+        shutil.rmtree(place)
+    (path,) = map(str, tmp_path.rglob('digits-train*'))
+    stored = tfds('digits', 'train', directory)._records.read(np.arange(1499))
+    if path.rpartition('.')[2].startswith('tfrecord'):
+        with tf.io.TFRecordWriter(path) as writer:
+            list(map(writer.write, stored))
+    else:
+        writer = ArrayRecordWriter(path, 'group_size:1')
+        list(map(writer.write, stored))
+        writer.close()
+    with pytest.raises(ConfigError, match=rf'{path} holds 1499 records, but 1500 by'):
+        tfds('digits', 'train+test', str(tmp_path))
+
+
+@pytest.mark.parametrize('split', ['train[:0]', 'train[10:10]', 'test[:0%]'])
+def test_a_split_without_examples_is_told(data_dir, split):
+    with pytest.raises(ConfigError, match=r'holds no examples; there are .*.train.: 1500'):
+        tfds('digits', split, str(data_dir / 'tfrecord'))
+
+
+@pytest.mark.parametrize('name', ['', 'digits:3', 'digits:1.0.0:x', '/'])
+def test_what_is_no_name_of_a_data_set_is_told(data_dir, name):
+    with pytest.raises(ConfigError, match=rf"tfds.name = '{name}' cannot be .*'mnist:3.0.1'"):
+        tfds(name, 'train', str(data_dir / 'tfrecord'))
 
 
 def test_mistakes_are_told(data_dir, monkeypatch):
