@@ -18,12 +18,14 @@ from absl import logging
 from trainer.data import example, kept
 from trainer.data import files as data_files
 from trainer.data.records import Records, Runs
-from trainer.errors import BadRecord, ConfigError
+from trainer.errors import BadRecord, ConfigError, ReadError
 
 _THREADS = 16
 # Nothing is read ahead: the next record asked for lies elsewhere.
 _OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'
 _BUFFER = 2**12
+# The library raises the same error for damage and for what the system refuses: 'pread() failed:'.
+_SYSTEM_FAILED = re.compile(r'\b\w+\(\) failed: ')
 
 
 class ArrayRecords(Records):
@@ -75,6 +77,8 @@ class ArrayRecords(Records):
                 # file: 0.4 ms for each call with 200,000 records.
                 records += self._readers.get(path).read(begin, end)
             except (RuntimeError, IndexError) as error:
+                if _SYSTEM_FAILED.search(str(error)):
+                    raise ReadError(f'{path} could not be read: {error}') from error
                 raise BadRecord(str(error)) from error
         return records
 
@@ -134,6 +138,8 @@ def _count(path: str) -> int:
     try:
         reader = _open(path)
     except RuntimeError as error:
+        if _SYSTEM_FAILED.search(str(error)):
+            raise ReadError(f'{path} could not be read: {error}') from error
         raise ConfigError(
             f'{path} is no ArrayRecord file, or cut off or damaged at its end ({error}). Fetch or '
             'write it again.'

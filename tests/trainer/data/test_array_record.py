@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from trainer.data import example, files
+from trainer.data import bad_records, example, files
 from trainer.data.array_record import ArrayRecords, array_record
-from trainer.errors import BadRecord, ConfigError
+from trainer.errors import BadRecord, ConfigError, ReadError
 
 FEATURES = {'x': ('int64', ()), 'y': ('uint8', (4,))}
 
@@ -163,6 +163,27 @@ def test_a_damaged_record_fails_the_batch_as_an_invalid_argument(small):
     source = ArrayRecords(str(small), FEATURES)
     with pytest.raises(tf.errors.InvalidArgumentError, match='data hash mismatch'):
         tf.function(source.fetch, autograph=False)(tf.range(3, dtype=tf.int64))
+
+
+def test_a_disk_that_fails_is_no_damage(tmp_path):
+    (path,) = shards(tmp_path, [40])
+    source = ArrayRecords(path, FEATURES)
+    source.read(np.array([0]))
+    opened = [
+        int(name)
+        for name in os.listdir('/proc/self/fd')
+        if os.path.realpath(f'/proc/self/fd/{name}') == path
+    ]
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for number in opened:  # Reading a directory fails as reading from a bad disk does.
+            os.dup2(directory, number)
+        with pytest.raises(ReadError, match=r'a-00000\.array_record could not .*pread\(\) failed'):
+            source.read(np.array([7]))
+        with pytest.raises(ReadError), bad_records.told(source, [], 'x', skips=True):
+            bad_records.fetch_good(source, tf.constant([7, 8], tf.int64), 'x')
+    finally:
+        os.close(directory)
 
 
 def test_only_so_many_files_are_held_open(tmp_path, monkeypatch):
