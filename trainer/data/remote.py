@@ -12,6 +12,7 @@ import asyncio
 import bisect
 import contextlib
 import itertools
+import math
 import os
 import random
 import re
@@ -204,7 +205,11 @@ async def _learn(url: str, told: Stat | None = None) -> None:
 
 
 def _seconds() -> float:
-    return float(os.environ.get('PHALANX_READ_SECONDS') or _SECONDS)
+    text = os.environ.get('PHALANX_READ_SECONDS') or str(_SECONDS)
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise ConfigError(f'PHALANX_READ_SECONDS is {text!r}; it must be a number of seconds above 0.')
 
 
 async def _tried(url: str, attempt: Callable[[], Awaitable[_Result]]) -> _Result:

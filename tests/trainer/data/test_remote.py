@@ -154,6 +154,14 @@ def test_an_outage_ends_with_a_sentence(network, monkeypatch):
     assert len(files.read(f'{url}/train-0.bin', 0, 10)) == 10
 
 
+@pytest.mark.parametrize('seconds', ['abc', '0', '-1', 'inf', 'nan'])
+def test_a_patience_that_is_none_is_told(network, monkeypatch, seconds):
+    url = network()
+    monkeypatch.setenv('PHALANX_READ_SECONDS', seconds)
+    with pytest.raises(ConfigError, match=f"PHALANX_READ_SECONDS is '{seconds}'"):
+        files.expand(f'{url}/train-0.bin')
+
+
 def test_what_the_store_refuses_is_not_asked_again(network):
     url = network()
     with pytest.raises(ReadError, match=r'in 1 try and .*: there is no such object'):
