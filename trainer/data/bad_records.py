@@ -21,7 +21,7 @@ from trainer.errors import BadRecord, ConfigError, ReadError
 # What TensorFlow makes of BadRecord, and raises itself for what it cannot parse or decode. Where it
 # quotes a record that is no UTF-8, what is raised is that the text of the error is none.
 DAMAGE = (tf.errors.InvalidArgumentError, tf.errors.DataLossError, UnicodeDecodeError)
-_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
+ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 # An OSError that Python raised, within what TensorFlow makes of it.
 _OUT_OF_REACH = re.compile(r'\b(?:ReadError: |\w*Error: (?=\[Errno \d+\]))(.+)')
 # Beyond this share of what was read it is not damage: these are not the data that were meant.
@@ -83,11 +83,11 @@ def find(
     for ids in batches:
         try:
             read(ids)
-        except _ERRORS:
+        except ERRORS:
             for record in ids:
                 try:
                     read(record[np.newaxis])
-                except _ERRORS as error:
+                except ERRORS as error:
                     return Damage(int(record), source.where(int(record)), reason(error))
     return None
 
@@ -183,12 +183,8 @@ def _one_at_a_time(
 
 def reason(error: tf.errors.OpError | UnicodeDecodeError) -> str:
     """Returns what an operation complains of, without its place in the graph."""
-    # What a function raised that was called and not read through a dataset begins with its place.
     message = re.sub(
-        r'^Graph execution error:\s+(Detected at node .*\n(\s*File .*\n)*)?', '', _text(error)
-    ).strip()
-    message = re.sub(
-        r'Could not parse example input, value: (?s:.*)', 'no tf.train.Example', message
+        r'Could not parse example input, value: (?s:.*)', 'no tf.train.Example', text(error)
     )
     first = message.partition('\n')[0] if message else type(error).__name__
     first = re.sub(r'\{\{.*?\}\}|\[\[.*|\[Op:.*', '', first).strip()
@@ -196,10 +192,16 @@ def reason(error: tf.errors.OpError | UnicodeDecodeError) -> str:
     return re.sub(r'^(\w+\.)*(BadRecord|ValueError): ', '', first)
 
 
-def _text(error: tf.errors.OpError | UnicodeDecodeError) -> str:
+def text(error: tf.errors.OpError | UnicodeDecodeError) -> str:
+    """Returns what an operation says, and begins with the complaint."""
     if isinstance(error, UnicodeDecodeError):
-        return error.object.decode(errors='replace')
-    return error.message
+        message = error.object.decode(errors='replace')
+    else:
+        message = error.message
+    # What a function raised that was called and not read through a dataset begins with its place.
+    return re.sub(
+        r'^Graph execution error:\s+(Detected at node .*\n(\s*File .*\n)*)?', '', message
+    ).strip()
 
 
 @contextlib.contextmanager
@@ -224,8 +226,8 @@ def told(
     """
     try:
         yield
-    except _ERRORS as error:
-        unread = _OUT_OF_REACH.search(_text(error))
+    except ERRORS as error:
+        unread = _OUT_OF_REACH.search(text(error))
         if unread:
             raise ReadError(unread[1]) from error
         if skips:

@@ -10,13 +10,14 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from trainer.data.bad_records import listing
+from trainer.data import bad_records
 from trainer.data.batch import Batch, Data, eval_batch, learnt, train_batch
 from trainer.data.workers import OPTIONS, SERVICE, Task, digest, pack, task_named
 from trainer.errors import ConfigError
 
-# Metadata of gRPC is limited to 8 KB, and an error travels in it.
-_ERROR_CHARACTERS = 4000
+# An error travels in gRPC's metadata, of which 8 KB arrive for certain; there most bytes that are not
+# ASCII take three.
+_ERROR_BYTES = 1000
 # What the trainers alone know: the number of classes from their model, what was learnt from their
 # checkpoint.
 _THEIRS = ('num_classes', 'learnt')
@@ -37,7 +38,7 @@ def prepare_process(*, threads: int, deterministic: bool) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(3 * threads + 1)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-    listing.leave_to_others()
+    bad_records.listing.leave_to_others()
 
 
 class Server:
@@ -139,8 +140,7 @@ class _UnknownTask(Exception):
 _CODES = {
     _Refusal: grpc.StatusCode.FAILED_PRECONDITION,
     _UnknownTask: grpc.StatusCode.NOT_FOUND,
-    tf.errors.InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
-    tf.errors.DataLossError: grpc.StatusCode.INVALID_ARGUMENT,
+    **dict.fromkeys(bad_records.DAMAGE, grpc.StatusCode.INVALID_ARGUMENT),
 }
 
 
@@ -150,13 +150,16 @@ def _answering(method: Callable[[bytes, str | None], bytes]) -> Callable[[bytes,
     def handler(request: bytes, context: grpc.ServicerContext) -> bytes:
         try:
             return method(request, task_named(context.invocation_metadata()))
-        except tuple(_CODES) as error:
-            code, text = _CODES[type(error)], getattr(error, 'message', str(error))
         except Exception as error:
-            logging.exception('A request could not be answered.')
-            code, text = grpc.StatusCode.INTERNAL, f'{type(error).__name__}: {error}'
+            code = _CODES.get(type(error), grpc.StatusCode.INTERNAL)
+            of_operation = isinstance(error, bad_records.ERRORS)
+            text = bad_records.text(error) if of_operation else str(error)
+            if code == grpc.StatusCode.INTERNAL:
+                logging.exception('A request could not be answered.')
+                text = f'{type(error).__name__}: {text}'
         context.set_code(code)
-        context.set_details(text[:_ERROR_CHARACTERS])
+        text = text.encode(errors='replace')[:_ERROR_BYTES].decode(errors='ignore')
+        context.set_details(text)
         return b''
 
     return handler

@@ -229,13 +229,15 @@ class Damaged(Source):
     [
         (BadRecord('record 7 is torn'), tf.errors.InvalidArgumentError),
         (OSError('record 7 is torn'), tf.errors.UnknownError),
+        (BadRecord('record 7 is torn: ' + '壊れた記録' * 2000), tf.errors.InvalidArgumentError),
+        (OSError('record 7 is torn: ' + '壊れた記録' * 2000), tf.errors.UnknownError),
     ],
-    ids=['damaged', 'out of reach'],
+    ids=['damaged', 'out of reach', 'damaged, long', 'out of reach, long'],
 )
 def test_what_a_source_says_is_told_in_the_trainer(make_strategy, serve, error, expected):
     data = Data(Damaged(error))
     with pytest.raises(expected, match='record 7 is torn'):
-        train(data, make_strategy(1), 3, workers=workers(serve(data)))
+        train(data, make_strategy(1), 3, workers=workers(serve(data), patience_seconds=10))
 
 
 def test_damaged_records_are_left_out_alike_and_listed_by_the_trainer(
