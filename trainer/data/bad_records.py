@@ -27,6 +27,10 @@ _OUT_OF_REACH = re.compile(r'\b(?:ReadError: |\w*Error: (?=\[Errno \d+\]))(.+)')
 # Beyond this share of what was read it is not damage: these are not the data that were meant.
 _MOST, _AT_LEAST = 0.1, 100
 _SHOWN = 20
+# Sources need not be hashable, and with the source itself no other has its id. The bound is for who
+# looks at one source after another.
+_readers: dict[tuple[int, str, int | None], tuple[Source, Callable]] = {}
+_MOST_READERS = 16
 
 
 class Damage(NamedTuple):
@@ -138,12 +142,28 @@ def note(source: Source, ids: np.ndarray, label: str, num_classes: int | None = 
     """
     bad = [-2 - int(record) for record in ids if record <= -2]
     for record in bad:
+        if listing.has(record):
+            continue
         if damage := find(source, [np.array([record])], label, num_classes):
             listing.add(damage)
     listing.read(len(ids), len(bad))
 
 
 def _reader(
+    source: Source, label: str, num_classes: int | None
+) -> Callable[[np.ndarray], Features]:
+    # TensorFlow never frees a function that calls Python, so one serves all.
+    key = id(source), label, num_classes
+    _, read = _readers.get(key, (None, None))
+    if read is None:
+        read = _new_reader(source, label, num_classes)
+        if len(_readers) >= _MOST_READERS:
+            _readers.pop(next(iter(_readers)), None)
+        _readers[key] = source, read
+    return read
+
+
+def _new_reader(
     source: Source, label: str, num_classes: int | None
 ) -> Callable[[np.ndarray], Features]:
     with tf.init_scope():
@@ -281,6 +301,10 @@ class Listing:
                 logging.warning('%d damaged record(s) left out, listed in %s', self.count, path)
             with self._lock:
                 self._path = None
+
+    def has(self, record: int) -> bool:
+        """Whether a record is listed."""
+        return record in self._known
 
     def leave_to_others(self) -> None:
         """Lists and counts nothing from now on, because who gets the batches does."""

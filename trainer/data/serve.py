@@ -15,8 +15,8 @@ from trainer.data.batch import Batch, Data, eval_batch, learnt, train_batch
 from trainer.data.workers import OPTIONS, SERVICE, Task, digest, pack, task_named
 from trainer.errors import ConfigError
 
-# An error travels in gRPC's metadata, of which 8 KB arrive for certain; there most bytes that are not
-# ASCII take three.
+# An error travels in gRPC's metadata, of which 8 KB arrive for certain, and where a byte may take
+# three.
 _ERROR_BYTES = 1000
 # What the trainers alone know: the number of classes from their model, what was learnt from their
 # checkpoint.

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.data.arrays import Arrays
-from trainer.data.bad_records import Damage, Listing, find, listing, reason, told
+from trainer.data.bad_records import Damage, Listing, find, listing, note, reason, told
 from trainer.data.batch import PADDING, Data
 from trainer.data.pipeline import eval_batches, train_batches, train_records
 from trainer.errors import BadRecord, ConfigError
@@ -125,6 +125,23 @@ def test_skipped_records_are_listed_once_with_place_and_reason(make_strategy, li
         '13\tfile-1, record 3\tits checksum is wrong (of 13)',
         '4\tfile-0, record 4\tits checksum is wrong (of 4)',
     ]
+
+
+def test_records_that_another_process_left_out_are_read_once_by_one_function(listed):
+    calls = []
+
+    class Counted(Damaged):
+        def fetch(self, indices):
+            calls.append('traced')
+            tf.numpy_function(lambda: calls.append('read') or 0, [], tf.int64)
+            return super().fetch(indices)
+
+    source = Counted(python=[13, 4])
+    for _ in range(3):
+        note(source, np.array([1, -2 - 13, -2 - 4]), 'label', 3)
+    assert calls.count('traced') == 1
+    assert calls.count('read') <= 2 * 2  # A record is read a second time to name it.
+    assert len(listed.read_text().splitlines()) == 2
 
 
 def test_a_resumed_run_lists_no_record_again(tmp_path):
