@@ -10,6 +10,7 @@ import tensorflow as tf
 from trainer.data.arrays import Arrays
 from trainer.data.bad_records import Damage, Listing, find, listing, note, reason, told
 from trainer.data.batch import PADDING, Data
+from trainer.data.mix import cutmix, mixup
 from trainer.data.pipeline import eval_batches, train_batches, train_records
 from trainer.errors import BadRecord, ConfigError
 
@@ -116,6 +117,28 @@ def test_skipped_records_weigh_nothing_and_all_else_is_as_without_damage(strateg
         np.testing.assert_array_equal(bad['ids'], np.where(out, -2 - good['ids'], good['ids']))
         for key in ('inputs', 'labels'):
             np.testing.assert_array_equal(bad[key][~out], good[key][~out])
+
+
+@pytest.mark.parametrize('blend', [mixup, cutmix])
+def test_what_is_blended_with_a_skipped_record_is_the_same_on_any_topology(
+    make_strategy, listed, blend
+):
+    labels = np.eye(3, dtype=np.float32)[np.arange(N) % 3]
+    source = Damaged(python=[13, 20], graph=[2], labels=labels)
+    data = Data(source, augment=functools.partial(_blended, blend), on_bad_record='skip')
+    one, *others = (batches_of(make_strategy(count), data) for count in (1, 2, 4))
+    for other in others:
+        for expected, found in zip(one, other, strict=True):
+            for key, value in expected.items():
+                np.testing.assert_array_equal(found[key], value)
+    assert sum((batch['weights'] == 0).sum() for batch in one) == 6  # In two epochs.
+
+
+def _blended(blend, features, seeds):
+    """Blends numbers as if they were images of one pixel."""
+    image = features['image'][:, None, None]
+    blended = blend({**features, 'image': image}, seeds, alpha=1.0)
+    return {**blended, 'image': blended['image'][:, 0, 0]}
 
 
 def test_skipped_records_are_listed_once_with_place_and_reason(make_strategy, listed):
