@@ -11,10 +11,11 @@ import hashlib
 import itertools
 import json
 import os
+import queue
 import struct
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import grpc
 import numpy as np
@@ -50,11 +51,13 @@ OPTIONS = (
 
 _PROGRESS_SECONDS = 10.0
 _FIRST_REST_SECONDS, _LONGEST_REST_SECONDS = 0.1, 2.0
+# When another data worker is asked for the same batch; the next one after twice as long.
+_SLOW_SECONDS = 10.0
 _TASK_KEY = 'phalanx-task'
 # What a data worker says that is there, but does not give what was asked for: a record is damaged,
 # it is of another run, or anything else.
 _DAMAGED, _REFUSED = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION
-_ANSWERS = (_DAMAGED, _REFUSED, grpc.StatusCode.INTERNAL)
+_SETTLING = (grpc.StatusCode.OK, _DAMAGED, _REFUSED, grpc.StatusCode.INTERNAL)
 
 
 class Task:
@@ -144,7 +147,7 @@ def unpack(packed: bytes, dtypes: Sequence[tf.DType]) -> list[np.ndarray]:
     return arrays
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Worker:
     """A data worker as this trainer knows it.
 
@@ -154,6 +157,7 @@ class _Worker:
         asked: requests that it has not answered.
         failures: in a row.
         rests_until: when it may be asked again, by the monotonic clock.
+        hangs: whether it is long about something; it is asked when all others are, too.
     """
 
     address: str
@@ -161,6 +165,7 @@ class _Worker:
     asked: int = 0
     failures: int = 0
     rests_until: float = 0.0
+    hangs: bool = False
 
 
 class DataWorkers:
@@ -194,7 +199,7 @@ class DataWorkers:
             _Worker(address, grpc.insecure_channel(address, OPTIONS)) for address in addresses
         ]
         self._turns, self._lock = itertools.count(), threading.Lock()
-        self._answered = time.monotonic()
+        self._failing_since: float | None = None  # None after an answer
         self._met: set[tuple[tuple[str, str], ...]] = set()
         self.calls = CALLS * len(self._workers)
 
@@ -272,7 +277,6 @@ class DataWorkers:
             # One is enough, but all are told: any of them may be of another run.
             there = [_told(worker, task) for worker in self._workers]
             if any(there):
-                self._answered = time.monotonic()
                 return
             now, names = time.monotonic(), ', '.join(each.address for each in self._workers)
             if now - started > self._patience:
@@ -286,66 +290,110 @@ class DataWorkers:
             time.sleep(_FIRST_REST_SECONDS)
 
     def _ask(self, request: bytes, task: Task) -> bytes:
-        """Returns the answer to a request, whoever gives it."""
-        while True:
-            worker = self._choose()
-            try:
-                answer = _ask(worker, request, task)
-            except grpc.RpcError as error:
-                if error.code() in _ANSWERS:
-                    self._note(worker)
-                    raise _as_exception(worker.address, error) from None
-                self._note(worker, error)
-            else:
-                self._note(worker)
-                return answer
+        """Returns the answer to a request, whoever gives it.
 
-    def _choose(self) -> _Worker:
-        """Returns the data worker with the least to do, when there is one that does not rest."""
+        Where Python hangs, gRPC still answers pings. So after a while another is asked too.
+        """
+        calls: dict[grpc.Future, _Worker] = {}  # that are waited for
+        ended: queue.SimpleQueue[grpc.Future] = queue.SimpleQueue()
+        patience = _SLOW_SECONDS
         while True:
+            if worker := self._choose(calls.values()):
+                calls[self._send(worker, request, task, ended)] = worker
+            elif not calls:
+                self._check_patience()
+                time.sleep(_FIRST_REST_SECONDS)
+                continue
+            try:
+                call = ended.get(timeout=patience)
+            except queue.Empty:
+                for worker in calls.values():
+                    worker.hangs = True
+                patience *= 2
+                continue
+            later = list(calls)[list(calls).index(call) + 1 :]
+            worker = calls.pop(call)
+            if call.code() == grpc.StatusCode.NOT_FOUND:
+                # It is another one than it was, and has not been told yet.
+                self._tell(worker, task)
+            elif call.code() in _SETTLING:
+                # Only those: by its answer it is seen that one that was asked before is back.
+                for each in later:
+                    each.cancel()
+                if call.code() == grpc.StatusCode.OK:
+                    return call.result()
+                raise _as_exception(worker.address, call)
+
+    def _send(
+        self, worker: _Worker, request: bytes, task: Task, ended: 'queue.SimpleQueue[grpc.Future]'
+    ) -> grpc.Future:
+        """Sends a request, and has the call put into `ended` when it has."""
+
+        def end(call: grpc.Future) -> None:
             with self._lock:
-                now, turn = time.monotonic(), next(self._turns)
-                rested = [each for each in self._workers if each.rests_until <= now]
-                if rested:
-                    # Those with equally little to do take turns.
-                    first = turn % len(rested)
-                    worker = min(rested[first:] + rested[:first], key=lambda each: each.asked)
-                    worker.asked += 1
-                    return worker
-                silence = now - self._answered
-            if silence > self._patience:
-                raise RuntimeError(
-                    f'No data worker has answered for {silence:.0f} s: '
-                    f'{", ".join(each.address for each in self._workers)}'
-                )
-            time.sleep(_FIRST_REST_SECONDS)
+                worker.asked -= 1
+            if call.code() in (*_SETTLING, grpc.StatusCode.NOT_FOUND):
+                self._note(worker)
+            elif not call.cancelled():  # By this process.
+                self._note(worker, call)
+            ended.put(call)
+
+        method = worker.channel.unary_unary(f'/{SERVICE}/batch')
+        call = method.future(request, metadata=task.metadata)
+        call.add_done_callback(end)
+        return call
+
+    def _tell(self, worker: _Worker, task: Task) -> None:
+        method = worker.channel.unary_unary(f'/{SERVICE}/task')
+        try:
+            method(task.text, timeout=_PROGRESS_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() in _SETTLING:
+                raise _as_exception(worker.address, error) from None
+            self._note(worker, error)
+
+    def _choose(self, but: Collection[_Worker]) -> _Worker | None:
+        """Returns the data worker with the least to do of others than `but`, if one does not rest.
+
+        It counts as asked from now on.
+        """
+        with self._lock:
+            now, turn = time.monotonic(), next(self._turns)
+            rested = [each for each in self._workers if each.rests_until <= now and each not in but]
+            if not rested:
+                return None
+            # Those with equally little to do take turns.
+            first = turn % len(rested)
+            worker = min(rested[first:] + rested[:first], key=lambda each: (each.hangs, each.asked))
+            worker.asked += 1
+            return worker
+
+    def _check_patience(self) -> None:
+        """Raises RuntimeError if all have failed for too long."""
+        since = self._failing_since
+        silence = 0.0 if since is None else time.monotonic() - since
+        if silence > self._patience:
+            raise RuntimeError(
+                f'No data worker has answered for {silence:.0f} s: '
+                f'{", ".join(each.address for each in self._workers)}'
+            )
 
     def _note(self, worker: _Worker, error: grpc.RpcError | None = None) -> None:
         """Notes that a data worker has answered, or has failed to."""
         with self._lock:
-            worker.asked -= 1
+            worker.hangs = False
             before, now = worker.failures, time.monotonic()
             if error is None:
-                worker.failures, self._answered = 0, now
-            elif worker.rests_until <= now:  # Else others have met with the same failure.
-                rest = min(_LONGEST_REST_SECONDS, _FIRST_REST_SECONDS * 2**before)
-                worker.failures, worker.rests_until = before + 1, now + rest
+                worker.failures, self._failing_since = 0, None
+            else:
+                self._failing_since = self._failing_since or now
+                if worker.rests_until <= now:  # Else others have met with the same failure.
+                    rest = min(_LONGEST_REST_SECONDS, _FIRST_REST_SECONDS * 2**before)
+                    worker.failures, worker.rests_until = before + 1, now + rest
         if error is None and before:
             logging.info('data worker %s answers again', worker.address)
         if error is not None and not before:
             logging.warning('data worker %s does not answer: %s', worker.address, error.details())
-
-
-def _ask(worker: _Worker, request: bytes, task: Task) -> bytes:
-    batch = worker.channel.unary_unary(f'/{SERVICE}/batch')
-    try:
-        return batch(request, metadata=task.metadata)
-    except grpc.RpcError as error:
-        if error.code() != grpc.StatusCode.NOT_FOUND:
-            raise
-    # It is another one than it was, and has not been told yet.
-    worker.channel.unary_unary(f'/{SERVICE}/task')(task.text)
-    return batch(request, metadata=task.metadata)
 
 
 def _told(worker: _Worker, task: Task) -> bool:
@@ -358,7 +406,7 @@ def _told(worker: _Worker, task: Task) -> bool:
                 f'The data worker {worker.address} would make other batches than this trainer: '
                 f'{error.details()}. Start it with the same files, flags, data and versions.'
             ) from None
-        if error.code() in _ANSWERS:
+        if error.code() in _SETTLING:
             raise _as_exception(worker.address, error) from None
         return False
     return True

@@ -4,6 +4,7 @@ import functools
 import itertools
 import threading
 import time
+import types
 
 import grpc
 import numpy as np
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 from tests.trainer.data.test_pipeline import AUGMENT, joined, sha256, take
 from trainer.data import augment
+from trainer.data import workers as data_workers
 from trainer.data.arrays import Arrays
 from trainer.data.bad_records import listing
 from trainer.data.batch import Data
@@ -37,11 +39,11 @@ def serve():
     """A function: data -> a data worker in this process, stopped at the end."""
     servers = []
 
-    def start(data, address='127.0.0.1:0', **options):
+    def start(data, address='127.0.0.1:0', kind=Server, **options):
         given = {'eval_data': data, 'seed': SEED, 'config_sha256': CONFIG, **options}
         # One thread each: TensorFlow's own belong to the trainer.
         given.setdefault('threads', 1)
-        servers.append(Server(address, train_data=data, **given))
+        servers.append(kind(address, train_data=data, **given))
         return servers[-1]
 
     yield start
@@ -104,6 +106,34 @@ def test_a_dict_of_inputs_texts_and_bfloat16_arrive_as_they_are(make_strategy, s
         name: value.dtype for name, value in local['inputs'].items()
     }
     tf.nest.map_structure(np.testing.assert_array_equal, batch, local)
+
+
+class Hung(Server):
+    """Takes requests, and answers when it is told to, while gRPC answers pings."""
+
+    def __init__(self, address, **options):
+        self.requests, self.go_on = 0, threading.Event()
+        super().__init__(address, **options)
+
+    def _make(self, request, task):
+        self.requests += 1
+        self.go_on.wait()
+        return super()._make(request, task)
+
+
+def test_one_that_hangs_is_left_until_it_is_back(make_strategy, serve, monkeypatch):
+    monkeypatch.setattr(data_workers, '_SLOW_SECONDS', 0.5)
+    hung = serve(augmented(), kind=Hung, threads=100)
+    asked, strategy = workers(hung, serve(augmented())), make_strategy(2)
+    local = train(augmented(), strategy, 60)
+    try:
+        assert sha256(train(augmented(), strategy, 60, workers=asked)) == sha256(local)
+        assert 1 <= hung.requests <= asked.calls
+    finally:
+        hung.go_on.set()
+    before = hung.requests
+    assert sha256(train(augmented(), strategy, 60, workers=asked)) == sha256(local)
+    assert hung.requests > before
 
 
 def test_the_order_survives_data_workers_that_come_and_go(make_strategy, serve):
@@ -200,6 +230,21 @@ def test_when_all_stay_away_the_run_is_told_who(make_strategy, serve):
     server.stop()
     with pytest.raises(tf.errors.UnknownError, match=f'No data worker.*{server.address}'):
         take(batches, strategy, 1000)
+
+
+def test_patience_is_only_for_time_in_which_somebody_is_asked(make_strategy, serve, monkeypatch):
+    server, strategy = serve(augmented()), make_strategy(1)
+    asked = workers(server, patience_seconds=60.0)
+    taken = train(augmented(), strategy, 5, workers=asked)
+    # A compilation, say, or an evaluation in which no other batch was needed.
+    clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 1000, sleep=time.sleep)
+    monkeypatch.setattr(data_workers, 'time', clock)
+    server.stop()
+    back = threading.Timer(1.0, lambda: serve(augmented(), server.address))
+    back.start()
+    taken += train(augmented(), strategy, 5, start_step=5, workers=asked)
+    back.join()
+    assert sha256(taken) == sha256(train(augmented(), strategy, 10))
 
 
 class Damaged(Source):
