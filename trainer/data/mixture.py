@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data import order
-from trainer.data.source import Features, Source
+from trainer.data.source import Features, Source, refuse_stream
 from trainer.errors import ConfigError
 
 # Shares are multiples of one in so many. Small blocks would mix no better, and cost more: see
@@ -34,13 +34,15 @@ class Mixture(Source):
             of examples.
 
     Raises:
-        ConfigError: the sources or the weights do not fit together.
+        ConfigError: the sources or the weights do not fit together, or one is a stream.
     """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None):
         if not sources:
             raise ConfigError('A mixture needs at least one source.')
         self._sources = list(sources)
+        for source in self._sources:
+            refuse_stream(source, 'mixture', 'let one stream mix the elements by itself.')
         spec = self._sources[0].element_spec
         for number, source in enumerate(self._sources[1:], 2):
             if source.element_spec != spec:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from trainer.data.source import Features, Source
+from trainer.data.source import Features, Source, refuse_stream
 from trainer.errors import ConfigError, nearest
 
 
@@ -19,6 +19,7 @@ class OneHot(Source):
     """
 
     def __init__(self, source: Source, num_classes: int, label: str = 'label'):
+        refuse_stream(source, 'one_hot', 'let its elements, or its `parse`, have such labels.')
         spec = source.element_spec
         if label not in spec:
             raise ConfigError(

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data import order
+from trainer.errors import ConfigError
 
 Features = dict[str, tf.Tensor]
 
@@ -97,3 +98,11 @@ class Source(abc.ABC):
         """
         del feature
         return None
+
+
+def refuse_stream(source: Source, what: str, instead: str) -> None:
+    """Raises ConfigError if a source is a stream, of which `what` cannot be made."""
+    if source.in_order_only:
+        raise ConfigError(
+            f'{what} needs random access, and a stream is read in order only: {instead}'
+        )

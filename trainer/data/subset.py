@@ -5,7 +5,7 @@ import hashlib
 import tensorflow as tf
 
 from trainer.data import order
-from trainer.data.source import Features, Source
+from trainer.data.source import Features, Source, refuse_stream
 from trainer.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ class Subset(Source):
         seed: of the split, in [0, 2**31); it has nothing to do with the seed of a run.
 
     Raises:
-        ConfigError: the range is not one, or holds no example.
+        ConfigError: the range is not one, or holds no example; or the source is a stream.
     """
 
     def __init__(self, source: Source, begin: float = 0.0, end: float = 1.0, seed: int = 0):
@@ -33,6 +33,7 @@ class Subset(Source):
             )
         if not 0 <= seed < 2**31:
             raise ConfigError(f'subset.seed is {seed!r}; it must be from 0 to 2**31 - 1.')
+        refuse_stream(source, 'subset', 'make a stream of each part.')
         total = source.num_examples
         self._source, self._seed = source, seed
         self._first, self._end = round(begin * total), round(end * total)
