@@ -18,8 +18,11 @@ from trainer.errors import BadRecord, ConfigError
 
 # Elements whose bytes stand for the whole stream in its fingerprint.
 _FIRST = 32
-# Read last, and kept for those who ask for them once more: the search for a bad element does.
-_KEPT = 4096
+# Bytes read last, kept for those who ask for them once more: the search for a bad element does.
+_KEPT = 2**24
+_TENSOR = 256  # Of a tensor, without its contents.
+# So many elements ahead are read through; for one farther off the stream is begun anew.
+_AHEAD = 4096
 
 Element = Any  # A tensor, or a structure of tensors.
 
@@ -114,7 +117,8 @@ class Stream(Source):
         )
         return {
             name: tf.ensure_shape(tensor, [indices.shape[0], *each.shape])
-            for (name, each), tensor in zip(spec.items(), tensors, strict=True)
+            # Outside a graph TensorFlow returns one tensor as itself and not in a list.
+            for (name, each), tensor in zip(spec.items(), tf.nest.flatten(tensors), strict=True)
         }
 
     def from_position(self, first: int, left_out: order.Windows) -> tf.data.Dataset:
@@ -189,7 +193,15 @@ class Stream(Source):
                 parsed = [self._parse(self._cursor.element(int(index))) for index in indices]
         except tf.errors.OpError as error:
             raise BadRecord(reason(error)) from None
-        return [np.stack([features[name] for features in parsed]) for name in self.element_spec]
+        return [
+            np.stack(
+                [
+                    np.asarray(features[name].numpy(), object if each.dtype == tf.string else None)
+                    for features in parsed
+                ]
+            )
+            for name, each in self.element_spec.items()
+        ]
 
     def _raw(self, first: int = 0) -> tf.data.Dataset:
         """Returns the elements once, as many as there have to be.
@@ -259,7 +271,8 @@ def _as(signature: dict[str, tf.TensorSpec], element: Any) -> dict[str, np.ndarr
         raise BadRecord(f'it is {what} instead of a dict of {sorted(signature)}')
     result = {}
     for name, spec in signature.items():
-        array = np.asarray(element[name])
+        # As objects, strings keep zeros at their ends; so in `Stream._read`.
+        array = np.asarray(element[name], object if spec.dtype == tf.string else None)
         if spec.dtype != tf.string:
             dtype = spec.dtype.as_numpy_dtype
             if not np.can_cast(array.dtype, dtype, 'same_kind'):
@@ -280,6 +293,7 @@ class _Cursor:
         self._iterator: Iterator | None = None
         self._next = 0
         self._last: collections.OrderedDict[int, Element] = collections.OrderedDict()
+        self._bytes = 0  # Of the last ones.
 
     def element(self, number: int) -> Element:
         """Returns an element.
@@ -290,16 +304,29 @@ class _Cursor:
         with self._lock:
             if number in self._last:
                 return self._last[number]
-            if self._iterator is None or not self._next <= number < self._next + _KEPT:
+            if self._iterator is None or not self._next <= number < self._next + _AHEAD:
                 self._iterator, self._next = iter(self._elements(number)), number
+                self._last.clear()
+                self._bytes = 0
             try:
                 while self._next <= number:
                     element = next(self._iterator)
                     self._last[self._next] = element
+                    self._bytes += _size(element)
                     self._next += 1
+                    while self._bytes > _KEPT and len(self._last) > 1:
+                        self._bytes -= _size(self._last.popitem(last=False)[1])
             except tf.errors.OpError:
                 self._iterator = None
                 raise
-            while len(self._last) > _KEPT:
-                self._last.popitem(last=False)
             return self._last[number]
+
+
+def _size(element: Element) -> int:
+    """Returns about how many bytes the tensors of an element take."""
+    return sum(
+        _TENSOR + sum(map(len, tensor.numpy().flat if tensor.shape.rank else [tensor.numpy()]))
+        if tensor.dtype == tf.string
+        else _TENSOR + tensor.dtype.size * tensor.shape.num_elements()
+        for tensor in tf.nest.flatten(element, expand_composites=True)
+    )

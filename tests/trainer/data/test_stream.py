@@ -7,8 +7,11 @@ import tensorflow as tf
 from tests.processes import finish, start_workers
 from tests.trainer import tiny
 from trainer.data.batch import PADDING, Data, batch_spec
+from trainer.data.mixture import mixture
+from trainer.data.one_hot import one_hot
 from trainer.data.pipeline import eval_batches, train_batches
 from trainer.data.stream import Stream
+from trainer.data.subset import subset
 from trainer.errors import ConfigError
 
 N, BATCH = 30, 8
@@ -218,6 +221,53 @@ def test_without_its_length_a_stream_counts_in_steps_and_is_not_evaluated(make_s
         tiny.run(make_strategy(1), tmp_path / 'run', train_data=Data(source), steps='2 epochs')
     with pytest.raises(ConfigError, match='Evaluation needs to know how many'):
         eval_batches(Data(source), make_strategy(1), global_batch_size=BATCH)
+
+
+@pytest.mark.parametrize('num_examples', [N, None])
+@pytest.mark.parametrize(
+    ('name', 'made'),
+    [
+        ('one_hot', lambda source: one_hot(source, 3)),
+        ('subset', lambda source: subset(source, end=0.5)),
+        ('mixture', lambda source: mixture([source, source])),
+    ],
+)
+def test_what_needs_random_access_refuses_a_stream(name, made, num_examples):
+    with pytest.raises(ConfigError, match=f'^{name} needs random access, and a stream is read in'):
+        made(generator(num_examples=num_examples))
+
+
+@pytest.mark.parametrize('kind', ['image', 'text'])
+def test_of_large_elements_few_are_kept(kind):
+    def elements():
+        for number in range(40):
+            image = np.full(2**18, number, np.float32)
+            yield {'image': image} if kind == 'image' else {'text': image.tobytes()}
+
+    features = {'image': ('float32', (2**18,)), 'text': ('string', ())}
+    source = Stream('large', elements, features={kind: features[kind]}, num_examples=40)
+    for batch in ([0, 1], [38], [39, 38]):
+        rows = source.fetch(tf.constant(batch, tf.int64))[kind].numpy()
+        found = [np.frombuffer(bytes(row), np.float32) for row in rows]
+        np.testing.assert_array_equal(found, np.repeat([batch], 2**18, 0).T)
+        assert len(source._cursor._last) <= 16
+
+
+def test_strings_keep_zeros_at_their_ends(make_strategy):
+    strings = [b'a\0', b'\0', 'b', b'']
+
+    def elements():
+        yield from ({'image': x, 'label': x} for x in strings)
+
+    features = {'image': ('string', ()), 'label': ('string', ())}
+    source = Stream('strings', elements, features=features, num_examples=4)
+    expected = [b'a\0', b'\0', b'b', b'']
+    data = Data(source)
+    batch = next(train_batches(data, make_strategy(1), seed=1, global_batch_size=4, start_step=0))
+    assert batch['inputs'].numpy().tolist() == expected
+    fetched = source.fetch(tf.range(4, dtype=tf.int64))
+    for strings in (batch['inputs'], batch['labels'], *fetched.values()):
+        assert strings.numpy().tolist() == expected
 
 
 def test_shapes_that_are_not_known_are_told():
