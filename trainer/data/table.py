@@ -181,7 +181,7 @@ def table(
         'missing': list(missing),
     }
     build = functools.partial(_build, paths=paths, **settings)
-    directory = kept.keep('table-1', paths, build, json.dumps(settings))
+    directory = kept.keep('table-2', paths, build, json.dumps(settings))
     return Table(Rows(directory), paths, label=label, classes=classes)
 
 

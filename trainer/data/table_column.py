@@ -115,7 +115,7 @@ class Column:
 
     def is_kept(self, kind: str) -> bool:
         """Whether the file has all that a column of this kind needs."""
-        return kind != 'text' or self._writes in ('text', None)
+        return self._writes in ('text' if kind == 'text' else 'numbers', None)
 
     def blocks(self, kind: str) -> Iterator[np.ndarray]:
         """Yields the cells as they are stored in rows, `_ROWS_AT_ONCE` at a time."""
@@ -197,6 +197,10 @@ class Column:
         encoded = texts.dictionary_encode()
         distinct = encoded.dictionary
         are_numbers = pc.match_substring_regex(distinct, _NUMBER).to_numpy(zero_copy_only=False)
+        if are_numbers.all():
+            # Written as pyarrow does not read them.
+            self._numbers += present
+            return pa.array([float(text) for text in distinct.to_pylist()]).take(encoded.indices)
         codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         if self._odd is None:
             row = int(np.argmax(~are_numbers[codes] & (codes >= 0)))
@@ -285,9 +289,15 @@ def _parsed(texts: pa.Array) -> pa.Array | None:
         # To pyarrow 0x1f is a number too.
         return None if pc.any(pc.match_substring_regex(texts, '[xX]')).as_py() else numbers
     numbers = _cast(texts, pa.float64())
-    if numbers is None and _look_like_numbers(texts[:100]) and _look_like_numbers(texts):
+    if (
+        numbers is None
+        and _look_like_numbers(texts.drop_null()[:100])
+        and _look_like_numbers(texts)
+    ):
         # There are blanks around them, or a sign that pyarrow does not expect.
-        numbers = _cast(pc.utf8_trim_whitespace(texts), pa.float64())
+        plain = pc.utf8_trim_whitespace(texts)
+        numbers = _cast(plain, pa.int64())
+        numbers = _cast(plain, pa.float64()) if numbers is None else numbers
     if numbers is not None and not pc.all(pc.is_finite(numbers)).as_py():
         # To pyarrow 'infinity' is a number too; and 1e999 is one, if too large.
         return numbers if _look_like_numbers(texts) else None

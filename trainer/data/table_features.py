@@ -55,7 +55,7 @@ class TableFeatures(Adapted):
         if not source.files:
             return json.loads(learn())
         which = json.dumps([source.fingerprint, self._settings])
-        directory = kept.keep('table-features-1', source.files, build, which)
+        directory = kept.keep('table-features-2', source.files, build, which)
         return json.loads((directory / 'state.json').read_text(encoding='utf-8'))
 
     def with_state(self, state: dict[str, Any]) -> 'TableFeatures':

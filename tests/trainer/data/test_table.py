@@ -142,9 +142,18 @@ def test_parquet_gives_the_same_as_csv(write, tmp_path, in_small_blocks):
         ([' 7', '+7', '7 '] * 30, 'number'),
         (['0x7'] * 90, 'text'),
         (['infinity'] * 90, 'text'),
+        ([' 16777217', '7 '] * 30, 'integer'),
+        ([''] * 120 + [' 12.5', '13.5 ', ' 99'], 'number'),
+        ([''] * 120 + ['+.5', '7.', ' 1e3'] * 2 + ['2'] * 200 + [''] * 120 + [' 4'], 'number'),
+        ([''] * 120 + ['true'] * 9 + [''] * 120, 'number'),
+        ([''] * 120 + [' 7', 'red', ' red'], 'text'),
     ],
 )
-def test_types_are_those_of_all_rows(write, in_small_blocks, cells, kind):
+@pytest.mark.parametrize('batch_rows', [7, 150, 10_000])
+def test_types_are_those_of_all_rows(write, monkeypatch, batch_rows, cells, kind):
+    monkeypatch.setattr(table_files, '_BLOCK_BYTES', 10 * batch_rows)
+    monkeypatch.setattr(table_files, '_BATCH_ROWS', batch_rows)
+    monkeypatch.setattr(table_column, '_ROWS_AT_ONCE', 11)
     source = column(write, cells)
     assert source.kinds['c'] == kind
     found = read(source)
