@@ -17,6 +17,9 @@ FORMAT = 1
 # What shards are called, by the format of the files.
 SUFFIXES = {'array_record': 'array_record', 'tfrecord': 'tfrecord'}
 
+# What is raised where JSON does not hold what it should.
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
+
 _BLOCK = 2**22  # Bytes that are read at a time.
 _AGAIN = 'Run `phalanx prepare` again into another directory, or copy the directory again.'
 
@@ -47,17 +50,24 @@ def read(directory: str) -> dict[str, Any]:
         ) from None
     try:
         dataset = json.loads(content)
-        written = dataset['format']
+        written, _ = dataset['format'], SUFFIXES[dataset['files']]
         for split in dataset['splits'].values():
-            _ = split['records'], split['features'], split['shards'], split['fingerprint']
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f'{path} is damaged: {type(error).__name__} {error}. {_AGAIN}') from None
+            _ = split['records'], split['features'], split['fingerprint'], split['statistics']
+            _ = [(shard['file'], shard['bytes']) for shard in split['shards']]
+    except MALFORMED as error:
+        raise damaged(directory, error) from None
     if written != FORMAT:
         raise ConfigError(
             f'{path} has format {written}; this version of Phalanx reads format {FORMAT}. Prepare '
             'the data again, or use the version that has written it.'
         )
     return dataset
+
+
+def damaged(directory: str, error: Exception) -> ConfigError:
+    """Returns what to raise where dataset.json cannot be understood."""
+    path = join(directory, NAME)
+    return ConfigError(f'{path} is damaged: {type(error).__name__} {error}. {_AGAIN}')
 
 
 def split_of(dataset: dict[str, Any], split: str, directory: str) -> dict[str, Any]:

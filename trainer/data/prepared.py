@@ -70,8 +70,8 @@ def prepared(directory: str | os.PathLike, split: str = 'train') -> Prepared:
         The source; it has the features, in the order of the records, of the one it was made of.
 
     Raises:
-        ConfigError: it is no such directory, has no such split, or a shard is missing, has another
-            size, or is one too many.
+        ConfigError: it is no such directory, dataset.json is damaged, there is no such split, or a
+            shard is missing, has another size, or is one too many.
         OSError: the files are out of reach.
     """
     directory = os.path.expanduser(os.fspath(directory))
@@ -82,4 +82,8 @@ def prepared(directory: str | os.PathLike, split: str = 'train') -> Prepared:
         from trainer.data.array_record import ArrayRecords as Records
     else:
         from trainer.data.tfrecord import TFRecords as Records
-    return Prepared(Records(paths, facts['features']), facts)
+    records = Records(paths, facts['features'])
+    try:
+        return Prepared(records, facts)
+    except dataset.MALFORMED as error:
+        raise dataset.damaged(directory, error) from None

@@ -116,6 +116,26 @@ def test_a_damaged_description_is_told(copy, text):
         prepared(copy)
 
 
+@pytest.mark.parametrize(
+    ('text', 'other'),
+    [
+        ('"files"', '"file"'),
+        ('"files": "', '"files": "x'),
+        ('"statistics"', '"statistic"'),
+        ('"count":', '"cuont":'),
+        ('"counts": {', '"counts": {"": 1,'),
+        ('"file": "train', '"fil": "train'),
+        ('"bytes":', '"byte":'),
+    ],
+)
+def test_a_description_with_a_damaged_name_is_told(copy, text, other):
+    path = copy / 'dataset.json'
+    assert text in path.read_text()
+    path.write_text(path.read_text().replace(text, other))
+    with pytest.raises(ConfigError, match=r'dataset\.json is damaged: '):
+        prepared(copy)
+
+
 def test_a_description_of_a_later_version_is_told(copy):
     described = json.loads((copy / 'dataset.json').read_text())
     (copy / 'dataset.json').write_text(json.dumps({**described, 'format': 2}))
