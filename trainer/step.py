@@ -13,6 +13,7 @@ Losses are summed, not averaged, on each replica, and divided by the weight of t
 after the reduction, so a replica with fewer or lighter examples counts for what it has.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 import keras
@@ -20,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import update
+from trainer.errors import ConfigError
 from trainer.state import State
 from trainer.step_clock import StepClock
 from trainer.sums import MetricSums, first_replica, hide, per_example_loss, weigh
@@ -71,6 +73,7 @@ class TrainStep:
         self._times_work = self._replicas > len(strategy.extended.worker_devices)
         self._moves: list[bool] = []  # which of `state.moving` the model updates; set by tracing
         self._gradients = self._accumulated if accumulate > 1 else self._micro_batch
+        self._jit_compile = jit_compile
         if jit_compile:
             self._gradients = tf.function(self._gradients, jit_compile=True, autograph=False)
         update.prepare(state.optimizer)
@@ -98,9 +101,15 @@ class TrainStep:
             the time the replicas were idle for lack of a batch, and, if there are several workers,
             'work_seconds' (float), from there to their gradients; with `log_ids`, 'ids' (int64
             [num_steps, global batch]); with `log_losses`, 'losses' (float32 [num_steps]).
+
+        Raises:
+            ConfigError: op determinism is on, and an operation of the model cannot obey it.
         """
         self._skipped.clear()
-        totals = self._loop(iterator, tf.constant(num_steps, tf.int64))
+        try:
+            totals = self._loop(iterator, tf.constant(num_steps, tf.int64))
+        except tf.errors.UnimplementedError as error:
+            raise _not_deterministic(error, self._jit_compile) or error from None
         totals = {name: value.numpy() for name, value in totals.items()}
         finite_steps, loss, norm, *_ = sums = totals.pop('sums')
         if self._skipped:
@@ -296,3 +305,15 @@ class TrainStep:
         )
         grads = [None if skip else g for g, skip in zip(grads, unused, strict=True)]
         return grads, moving, sums
+
+
+def _not_deterministic(error: tf.errors.OpError, jit_compile: bool) -> ConfigError | None:
+    """What to do about an operation without a deterministic kernel; None if that is not it."""
+    said = re.search(r'[^.:\n]*determinis[^.\n]*', error.message, re.IGNORECASE)
+    if said is None:
+        return None
+    other = 'train.jit_compile = False, or ' if jit_compile else ''
+    return ConfigError(
+        f'TensorFlow says: "{said[0].strip()}." Set {other}strategy.deterministic = False, with '
+        'which equal runs need not end with equal bits.'
+    )

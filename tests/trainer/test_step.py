@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework.config import disable_op_determinism
 
 from tests.trainer.training import (
     BATCH,
@@ -622,6 +623,32 @@ def test_xla_gives_what_tensorflow_gives(make_strategy, replicas, accumulate):
         )
         found.append({**training.run(3), **training.variables()})
     assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def deterministic():
+    tf.config.experimental.enable_op_determinism()
+    yield
+    disable_op_determinism()
+
+
+def test_an_operation_without_a_deterministic_kernel_is_a_mistake_with_a_way_out(
+    make_strategy, deterministic
+):
+    def pooled():
+        return keras.Sequential(
+            [
+                layers.Reshape([FEATURES, 1, 1]),
+                layers.Conv2D(2, 1),
+                layers.MaxPooling2D([2, 1]),
+                layers.Flatten(),
+                layers.Dense(CLASSES),
+            ]
+        )
+
+    training = Training(make_strategy(1), pooled, jit_compile=True)
+    with pytest.raises(ConfigError, match=r'(?s)MaxPool.*jit_compile = False.*deterministic = F'):
+        training.run(1)
 
 
 @pytest.fixture
