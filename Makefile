@@ -7,8 +7,9 @@ RUN = $(VENV)/bin/python
 .PHONY: quickstart test chaos lint bench clean
 
 # Trains a digits classifier on two replicas; run it again and it goes on where it was.
+# On two CPU devices, also where there is a GPU.
 quickstart: $(VENV)/.installed
-	$(RUN) -m trainer --gin_file=runs/digits.gin --model_dir=$(MODEL_DIR) \
+	CUDA_VISIBLE_DEVICES=-1 $(RUN) -m trainer --gin_file=runs/digits.gin --model_dir=$(MODEL_DIR) \
 	  --mode=train_and_evaluate --gin.strategy.devices_per_worker=2
 
 # The fast tests, a few minutes.
