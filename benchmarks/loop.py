@@ -53,11 +53,12 @@ def arrays(rows: int) -> dict[str, np.ndarray]:
     }
 
 
-def our_loop(strategy, model, shape, iterator):
-    """Returns a function that takes steps with Phalanx."""
-    state = build_state(strategy, model, keras.optimizers.Adam, tf.TensorSpec([None, *shape]))
+def our_loop(strategy, model, shape, iterator, precision='float32', **options):
+    """Returns a function that takes steps with Phalanx; `options` are those of `TrainStep`."""
+    spec = tf.TensorSpec([None, *shape])
+    state = build_state(strategy, model, keras.optimizers.Adam, spec, precision=precision)
     accuracy = keras.metrics.SparseCategoricalAccuracy(name='accuracy')
-    step = TrainStep(strategy, state, LOSS, [accuracy])
+    step = TrainStep(strategy, state, LOSS, [accuracy], **options)
 
     def take(steps: int) -> dict[str, float]:
         return step.results(step.run(iterator, steps))
@@ -65,7 +66,7 @@ def our_loop(strategy, model, shape, iterator):
     return take
 
 
-def bare_loop(strategy, model, shape, iterator):
+def bare_loop(strategy, model, shape, iterator, batch_size=BATCH_SIZE):
     """Returns a function that takes steps as one would write it by hand."""
     with strategy.scope():
         net = model()
@@ -81,7 +82,7 @@ def bare_loop(strategy, model, shape, iterator):
         with tf.GradientTape() as tape:
             outputs = net(batch['inputs'], training=True)
             losses = losses_of(batch['labels'], outputs)
-            loss = tf.reduce_sum(losses) / BATCH_SIZE + sum(net.losses) / replicas
+            loss = tf.reduce_sum(losses) / batch_size + sum(net.losses) / replicas
         gradients = tape.gradient(loss, net.trainable_variables)
         optimizer.apply_gradients(zip(gradients, net.trainable_variables, strict=True))
         mean_loss.update_state(losses)
@@ -102,14 +103,14 @@ def bare_loop(strategy, model, shape, iterator):
     return take
 
 
-def ways_to_fit(strategy, model, features, steps_per_execution):
+def ways_to_fit(strategy, model, features, steps_per_execution, batch_size=BATCH_SIZE):
     """Yields ways to call `fit`: name, and a function that trains some epochs."""
     images, labels = features['image'], features['label']
-    as_numpy = {'x': images.astype(np.float32) / 255, 'y': labels, 'batch_size': BATCH_SIZE}
+    as_numpy = {'x': images.astype(np.float32) / 255, 'y': labels, 'batch_size': batch_size}
     dataset = (
         tf.data.Dataset.from_tensor_slices((images, labels))
         .shuffle(len(labels), seed=0)
-        .batch(BATCH_SIZE)
+        .batch(batch_size)
         .map(lambda x, y: (tf.cast(x, tf.float32) / 255, y), num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
     )
