@@ -66,6 +66,7 @@ class DataWorkers:
         """
         self._flags = list(flags)
         self._ledger, self._display = ledger, display
+        self._doubted = False
         self._processes = [
             _Process(index, directory / f'data-worker-{index}.log') for index in range(number)
         ]
@@ -81,11 +82,20 @@ class DataWorkers:
         """Has all of them there for an attempt; returns environment variables for its workers."""
         if not self._processes:
             return {}  # There may be some that another program has started.
+        if self._doubted:
+            self._display.tell('the data workers are replaced too: one of them may hang')
+            for process in self._processes:
+                process.kill()
+        self._doubted = False
         lost = [each for each in self._processes if not each.runs()]
         for process, port in zip(lost, free_ports(len(lost)), strict=True):
             process.begin(port)
             process.start(self._flags)
         return {VARIABLE: ','.join(f'127.0.0.1:{each.port}' for each in self._processes)}
+
+    def doubt(self) -> None:
+        """Has others there for the next attempt: one that hangs does not show it."""
+        self._doubted = True
 
     def look(self) -> None:
         """Starts those again that have died, after a while if they do so again and again."""
@@ -102,7 +112,16 @@ class DataWorkers:
                 process.start(self._flags)
 
     def lost(self) -> 'Lost | None':
-        """Returns what became of the last one, if all have been given up."""
+        """Returns what became of the last one, if all have been given up.
+
+        One whose port another process has taken is enough: the next attempt, which has only to
+        begin, chooses others.
+        """
+        for each in self._processes:
+            if each.has_no_port:
+                whose = f'port {each.port} of data worker {each.index}'
+                reason = f'{whose} was taken by another process'
+                return Lost(each.index, reason, False, each.log)
         if not self._processes or not all(each.given_up for each in self._processes):
             return None
         last = max(self._processes, key=lambda each: each.ended)
@@ -121,6 +140,7 @@ class _Process:
     def begin(self, port: int) -> None:
         """Takes a port, with nothing held against it."""
         self.port, self.early_ends, self.mistake, self.given_up = port, 0, False, False
+        self.has_no_port, self._is_first = False, True
 
     def start(self, flags: Sequence[str]) -> None:
         environment = {k: v for k, v in os.environ.items() if k not in ('TF_CONFIG', VARIABLE)}
@@ -148,9 +168,12 @@ class _Process:
         self.kill()  # What it has started may have outlived it.
         early = self.ended - self._started < _EARLY_SECONDS
         self.early_ends = self.early_ends + 1 if early else 0
-        # To a mistake another try makes no difference; a port may be left by who has taken it.
-        self.mistake = code == ConfigError.exit_code and not is_taken(self.port)
-        self.given_up = self.mistake or self.early_ends >= _EARLY_ENDS
+        # To a mistake another try makes no difference. A port that was taken between two tries may
+        # come back; one that was taken before the first is another's.
+        taken = code == ConfigError.exit_code and is_taken(self.port)
+        self.has_no_port, self._is_first = taken and self._is_first, False
+        self.mistake = code == ConfigError.exit_code and not taken
+        self.given_up = self.mistake or self.has_no_port or self.early_ends >= _EARLY_ENDS
         self.due = self.ended + (2.0 ** (self.early_ends - 2) if self.early_ends > 1 else 0.0)
         return code
 

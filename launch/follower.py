@@ -178,6 +178,7 @@ class Follower:
 
     def _stuck(self, stuck: Stuck) -> Outcome:
         self._workers.dump_stacks()
+        self._data_workers.doubt()
         place = stacks.blame(self._workers.logs)
         if place and not stuck.stopped and (stuck.phase == 'stepping' or place.reads_data):
             # All that wait in a step fell silent together; only their stacks tell for whom.

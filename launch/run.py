@@ -77,10 +77,17 @@ def run(argv: Sequence[str], *, check: bool = False) -> int:
     # The configuration itself comes from the supervisor.
     given = [f'--model_dir={model_dir}', f'--mode={options.mode}']
     given += [f'--verbosity={options.verbosity}', *(['--dry_run'] if options.dry_run else [])]
+    trains = options.mode in ('train', 'train_and_evaluate') and not options.dry_run and not check
+    if own.data_workers and not trains:
+        mode = '--dry_run' if options.dry_run else f'--mode={options.mode}'
+        raise ConfigError(
+            f'--data_workers is for runs that train: {"phalanx check" if check else mode} makes '
+            'its batches itself. Leave it out.'
+        )
     if check:
         given.append(f'--check_workers={workers}')
         workers = 1
-    elif options.mode in ('train', 'train_and_evaluate') and not options.dry_run:
+    elif trains:
         policy = Policy(
             max_restarts=own.max_restarts,
             grace_seconds=own.grace_seconds,

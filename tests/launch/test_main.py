@@ -61,6 +61,19 @@ from trainer.model_dir import ModelDir
             ['run', '--gin_file=runs/digits.gin'],
             'Where shall the run be written? Set --model_dir=DIR.',
         ),
+        *(
+            (
+                [*flags, '--data_workers=2', '--gin_file=runs/digits.gin', '--model_dir=run'],
+                f'--data_workers is for runs that train: {what} makes its batches itself. Leave it '
+                'out.',
+            )
+            for flags, what in [
+                (['check'], 'phalanx check'),
+                (['run', '--mode=evaluate'], '--mode=evaluate'),
+                (['run', '--mode=export'], '--mode=export'),
+                (['run', '--dry_run'], '--dry_run'),
+            ]
+        ),
         (['status'], 'Of which job? Write: phalanx status DIR, its model_dir.'),
         (['logs', 'a', 'b'], 'Of which job? Write: phalanx logs DIR, its model_dir.'),
         (['replay', 'a'], 'Which step? Write: phalanx replay a --step=N.'),
