@@ -30,7 +30,9 @@ def s3(directory):
     with _server(['moto_server', '-H', '127.0.0.1', '-p']) as port:
         _send(port, 'PUT', BUCKET)
         for path in _files(directory):
-            _send(port, 'PUT', f'{BUCKET}/{path}', (directory / path).read_bytes())
+            _send(
+                port, 'PUT', f'{BUCKET}/{urllib.parse.quote(path)}', (directory / path).read_bytes()
+            )
         yield port
 
 
@@ -64,7 +66,8 @@ def clients(port):
 
 
 def _files(directory):
-    names = (path.relative_to(directory).as_posix() for path in directory.rglob('*.*'))
+    paths = (path for path in directory.rglob('*.*') if path.is_file())
+    names = (path.relative_to(directory).as_posix() for path in paths)
     # What has been computed of the files is no part of them.
     return [name for name in names if not name.startswith('.')]
 

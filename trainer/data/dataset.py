@@ -96,8 +96,9 @@ def shards(dataset: dict[str, Any], split: str, directory: str) -> list[str]:
     for shard in known.values():
         if wrong := wrong_with(shard, directory):
             raise ConfigError(f'{wrong} {_AGAIN}')
-    inside = directory if files.is_url(directory) else glob.escape(directory)
-    for path in files.expand(join(inside, f'{split}-*-of-*.{SUFFIXES[dataset["files"]]}')):
+    for path in files.expand(
+        join(glob.escape(directory), f'{split}-*-of-*.{SUFFIXES[dataset["files"]]}')
+    ):
         if path.rpartition('/')[2] not in known:
             raise ConfigError(
                 f'{path} is no shard of {join(directory, NAME)}: it came later, or from another '

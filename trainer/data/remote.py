@@ -11,6 +11,7 @@ The dozen lines of it are our own: a library for retries would still have to be 
 import asyncio
 import bisect
 import contextlib
+import glob
 import itertools
 import math
 import os
@@ -84,12 +85,10 @@ def walk(directory: str) -> list[tuple[str, int]]:
         ReadError: the store cannot be reached.
     """
     beginning = directory.rstrip('/') + '/'
-    _client.open([f'{beginning}*'])
-    return [
-        (url[len(beginning) :], _client.known[url].size)
-        for url in _run(_expand(f'{beginning}**'))
-        if '/.' not in url
-    ]
+    pattern = f'{glob.escape(beginning)}**'
+    _client.open([pattern])
+    found = [(url[len(beginning) :], url) for url in _run(_expand(pattern))]
+    return [(name, _client.known[url].size) for name, url in found if '/.' not in f'/{name}']
 
 
 def stat(url: str) -> Stat:

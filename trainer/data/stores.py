@@ -19,6 +19,9 @@ AT_ONCE = 64
 # Refusals that are none: too slow, too many.
 _AGAIN = (408, 429)
 
+# A character of a pattern taken literally, as by `glob.escape`.
+_ESCAPED = r'\[[*?[]\]'
+
 _CREDENTIALS = {
     's3': 'Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a bucket that is '
     'open to all, FSSPEC_S3_ANON=true.',
@@ -62,12 +65,13 @@ class Store(abc.ABC):
         from fsspec.utils import glob_translate
 
         scheme, _, place = pattern.partition('://')
-        plain = re.split(self.magic, place)[0].rpartition('/')[0]
         if '?' not in self.magic:
             place = place.replace('?', '[?]')
         matches = re.compile(glob_translate(place)).match
-        rest = place[len(plain) + 1 :]
-        found = await self._list(f'{scheme}://{plain}', deep='/' in rest or '**' in rest)
+        folder = re.match(rf'({_ESCAPED}|[^*?[])*', place)[0].rpartition('/')[0]
+        rest = place[len(folder) + 1 :]
+        folder = f'{scheme}://{re.sub(_ESCAPED, lambda found: found[0][1], folder)}'
+        found = await self._list(folder, deep='/' in rest or '**' in rest)
         return {url: stat for url, stat in found.items() if matches(url.partition('://')[2])}
 
     @abc.abstractmethod

@@ -1,5 +1,6 @@
 import contextlib
 import functools
+import glob
 import http.server
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from trainer.data import files, remote, stores
 from trainer.errors import ConfigError, ReadError
 
 SIZE = 1_500_000
+# What is in a folder whose name begins with a dot, in one with the characters of patterns.
+ODD = [('in/y.bin', 8), ('x.bin', 5)]
 STORES = {
     's3': (servers.s3, f's3://{servers.BUCKET}'),
     'gcs': (servers.gcs, f'gs://{servers.BUCKET}'),
@@ -29,6 +32,10 @@ def directory(tmp_path_factory):
     rng = np.random.default_rng(0)
     for number in range(3):
         (directory / 'd' / f'train-{number}.bin').write_bytes(rng.bytes(SIZE))
+    for name in ('x.bin', 'in/.hidden/x.bin', 'in/.x.bin', 'in/y.bin'):
+        path = directory / 'e' / '.v1' / 'a[b]*?' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
     (directory / 'd' / 'large.bin').write_bytes(rng.bytes(10_000_000))
     return directory
 
@@ -247,6 +254,9 @@ def test_every_store_gives_the_same_bytes_through_every_fault(store, directory, 
         listed = [files.stat(name) for name in names]
         if store != 'http':
             assert files.expand(f'{url[:-2]}/**/train-[01].bin') == tuple(names[:2])
+            odd = f'{url[:-2]}/e/.v1/a[b]*?'
+            assert files.walk(odd) == ODD
+            assert files.expand(f'{glob.escape(odd)}/x.*') == (f'{odd}/x.bin',)
         assert files.expand(names) == tuple(names)
         assert [files.stat(name) for name in names] == listed
         assert listed[0].size == SIZE
