@@ -111,6 +111,7 @@ class Evaluation:
         self._strategy, self._data, self._batch_size = strategy, data, global_batch_size
         self._data_workers = data_workers
         self._step = EvalStep(strategy, state, loss, metrics)
+        self._batches: tuple[Iterator, int] | None = None  # at the beginning of a pass
 
     def __call__(self, max_steps: int | None = None) -> dict[str, float]:
         """Returns 'loss' and the metrics over all examples (or the first `max_steps` batches).
@@ -118,13 +119,15 @@ class Evaluation:
         Raises:
             RuntimeError: the number of examples seen is not that of the data set.
         """
-        iterator, num_steps = eval_batches(
+        batches = self._batches or eval_batches(
             self._data,
             self._strategy,
             global_batch_size=self._batch_size,
             num_classes=self._num_classes,
             workers=self._data_workers,
         )
+        # After half a pass, or one that fails, nobody else can begin with these.
+        self._batches, (iterator, num_steps) = None, batches
         last = num_steps if max_steps is None else min(num_steps, max_steps)
         total = 0.0
         for first in range(0, last, _STEPS_PER_CALL):
@@ -132,6 +135,9 @@ class Evaluation:
             phases.enter('evaluating')
             with bad_records_told(self._data, self._records(steps), self._num_classes):
                 total += self._step.run(iterator, tf.constant(len(steps), tf.int64))
+        if last == num_steps:
+            # New ones would leave memory behind: what of them calls Python is never freed.
+            self._batches = batches
         seen, expected = int(total[4]), self._data.source.num_examples
         if max_steps is None and seen != expected:
             raise RuntimeError(f'Evaluation saw {seen} examples of {expected}.')

@@ -1,5 +1,6 @@
 """Evaluation counts every example once, whatever the batch, the replicas and the padding."""
 
+import gc
 import threading
 import time
 
@@ -7,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.ops import script_ops
 
 from tests.trainer import tiny
 from tests.trainer.training import (
@@ -25,7 +27,9 @@ from trainer.checkpoint import Checkpoints
 from trainer.data.arrays import Arrays
 from trainer.data.batch import Data, batch_spec
 from trainer.data.pipeline import eval_batches
-from trainer.errors import ConfigError
+from trainer.data.serve import Server
+from trainer.data.workers import DataWorkers
+from trainer.errors import BadRecord, ConfigError, ReadError
 from trainer.evaluate import EvalStep, Evaluation, evaluate
 from trainer.state import build_state
 
@@ -75,6 +79,64 @@ def test_the_same_evaluation_may_be_repeated(strategy):
         strategy, training.state, LOSS, [accuracy()], Data(Arrays(arrays(11))), BATCH
     )
     assert evaluation() == evaluation()
+
+
+@pytest.mark.parametrize('by_data_worker', [False, True], ids=['here', 'data worker'])
+def test_evaluations_in_a_row_are_equal_and_leave_nothing_behind(make_strategy, by_data_worker):
+    class Torn(Arrays):
+        def fetch(self, indices):
+            def read(indices):
+                if 5 in indices:
+                    raise BadRecord('it is torn')
+                return indices
+
+            indices = tf.ensure_shape(tf.numpy_function(read, [indices], tf.int64), indices.shape)
+            return super().fetch(indices)
+
+    data, strategy, asked = Data(Torn(arrays(21)), on_bad_record='skip'), make_strategy(2), None
+    if by_data_worker:
+        server = Server(
+            '127.0.0.1:0', train_data=data, eval_data=data, seed=0, config_sha256='c', threads=1
+        )
+        asked = DataWorkers([server.address], config_sha256='c')
+    training = Training(strategy)
+    metrics = [accuracy()]
+    evaluation = Evaluation(strategy, training.state, LOSS, metrics, data, BATCH, asked)
+    whole, first = evaluation(), evaluation(max_steps=1)
+    assert first != whole
+    assert evaluation() == whole
+    gc.collect()
+    before = script_ops._py_funcs.size()
+    assert [evaluation() for _ in range(3)] == [whole] * 3
+    gc.collect()
+    assert script_ops._py_funcs.size() == before
+    del evaluation  # What it has asked for the next one is waited for.
+    if by_data_worker:
+        server.stop()
+
+
+def test_one_that_fails_changes_nothing_for_the_next(make_strategy):
+    class Away(Arrays):
+        is_away = False
+
+        def fetch(self, indices):
+            def read(indices):
+                if self.is_away and 13 in indices:
+                    raise OSError(5, 'the disk is away')
+                return indices
+
+            indices = tf.ensure_shape(tf.numpy_function(read, [indices], tf.int64), indices.shape)
+            return super().fetch(indices)
+
+    source, strategy = Away(arrays(40)), make_strategy(2)
+    training = Training(strategy)
+    evaluation = Evaluation(strategy, training.state, LOSS, [], Data(source), 4)
+    source.is_away = True
+    with pytest.raises(ReadError, match='the disk is away'):
+        evaluation()
+    source.is_away = False
+    other = Evaluation(strategy, training.state, LOSS, [], Data(Arrays(arrays(40))), 4)
+    assert evaluation() == evaluation() == other()
 
 
 def test_penalties_count_once_in_the_loss(strategy):
