@@ -1,10 +1,11 @@
 """Images in files, one folder for each class."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
 
@@ -15,6 +16,7 @@ from absl import logging
 from trainer.data import files, image_decode
 from trainer.data.image_decode import Shape
 from trainer.data.source import Features, Source
+from trainer.data.stores import shown
 from trainer.errors import ConfigError, nearest
 
 ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif')
@@ -44,13 +46,15 @@ class ImageFolder(Source):
         self.class_names = tuple(class_names)
         self._directory, self._shape, self._fit = directory, shape, fit
         numbers = {name: number for number, name in enumerate(class_names)}
-        listing = sorted((numbers[name.partition('/')[0]], name, size) for name, size in listing)
+        listing = sorted(listing)
+        labels = np.array([numbers[name.partition('/')[0]] for name, _ in listing], np.int64)
+        order = np.argsort(labels, kind='stable')
         # Of millions of files: their names one after another, and where each ends.
-        names = [os.fsencode(name) for _, name, _ in listing]
+        names = [os.fsencode(listing[i][0]) for i in order.tolist()]
         self._names = b''.join(names)
         self._ends = np.cumsum([0, *map(len, names)], dtype=np.int64)
-        self._labels = np.array([label for label, _, _ in listing], np.int64)
-        self._sizes = np.array([size for _, _, size in listing], np.int64)
+        self._labels = labels[order]
+        self._sizes = np.array([size for _, size in listing], np.int64)[order]
 
     @property
     def num_examples(self) -> int:
@@ -127,7 +131,7 @@ def image_folder(
     transparency is left out; of 16 bits a channel the upper 8 are taken.
 
     Args:
-        directory: The folder, or the URL of one; with `split`, that of the splits.
+        directory: The folder, or the URL of one in a store; with `split`, that of the splits.
         shape: Rows, columns and channels, 1 or 3, of the images to be made.
         split: The folder in `directory` that is read, such as 'train' or 'test'. All splits have
             the classes of 'train'.
@@ -141,17 +145,23 @@ def image_folder(
         of labels and then of names. Every start lists the folder anew.
 
     Raises:
-        ConfigError: There is no such folder, it holds no images, a class has none, or the classes
-            are not as given.
+        ConfigError: There is no such folder, it is on a server of the web, it holds no images, a
+            class has none, or the classes are not as given.
     """
     directory = os.fspath(directory)
+    if directory.startswith(('http://', 'https://')):
+        raise ConfigError(
+            f'image_folder.directory is {shown(directory)!r}, but servers of the web do not list '
+            'what they have. Copy the images to a local folder or to a store (s3://, gs://), or '
+            'read shards that `phalanx prepare` has made of them.'
+        )
     if not files.is_url(directory):
         directory = os.path.expanduser(directory)
     directory = directory.rstrip('/')
     _check_settings(shape, classes, fit)
     if split is not None:
         if classes is None and split != 'train':
-            classes, _ = _list(f'{directory}/train')
+            classes = _classes(f'{directory}/train')
         directory = f'{directory}/{split}'
     found, listing = _list(directory)
     given = classes is not None
@@ -189,22 +199,24 @@ def _check_settings(shape: Shape, classes: Sequence[str] | None, fit: str) -> No
         )
 
 
+def _classes(directory: str) -> list[str]:
+    """Returns the folders of classes, without a look into them where that will do."""
+    if files.is_url(directory):
+        return _list(directory)[0]
+    with _told(directory):
+        return sorted(_folders(directory))
+
+
 def _list(directory: str) -> tuple[list[str], list[tuple[str, int]]]:
     """Returns the folders of classes, those without images too, and the images with their sizes."""
-    try:
+    with _told(directory):
         found = files.walk(directory)
         folders = [] if files.is_url(directory) else _folders(directory)
-    except NotADirectoryError:
-        raise ConfigError(f'{directory!r} is a file, and no folder of images.') from None
-    except FileNotFoundError as error:
-        path = PurePath(error.filename or directory)
-        beside = [f'{path.parent}/{n}' for n in _names(path.parent)]
-        raise ConfigError(
-            f'There is no image folder {str(path)!r}.{nearest(str(path), beside)}'
-        ) from None
-    listing = [(name, size) for name, size in found if name.lower().endswith(ENDINGS)]
-    within = [(name, size) for name, size in listing if '/' in name]
-    others = [name for name, _ in found if not name.lower().endswith(ENDINGS)]
+    listing = [each for each in found if each[0].lower().endswith(ENDINGS)]
+    within = [each for each in listing if '/' in each[0]]
+    others = []
+    if len(listing) < len(found):
+        others = [name for name, _ in found if not name.lower().endswith(ENDINGS)]
     if not listing:
         raise ConfigError(
             f'{directory!r} holds no images. Those read are called *{", *".join(ENDINGS)}'
@@ -224,6 +236,21 @@ def _list(directory: str) -> tuple[list[str], list[tuple[str, int]]]:
             min(beside),
         )
     return sorted({*folders, *(name.partition('/')[0] for name, _ in within)}), within
+
+
+@contextlib.contextmanager
+def _told(directory: str) -> Iterator[None]:
+    """Turns the errors of a directory that is none into sentences."""
+    try:
+        yield
+    except NotADirectoryError:
+        raise ConfigError(f'{directory!r} is a file, and no folder of images.') from None
+    except FileNotFoundError as error:
+        path = PurePath(error.filename or directory)
+        beside = [f'{path.parent}/{n}' for n in _names(path.parent)]
+        raise ConfigError(
+            f'There is no image folder {str(path)!r}.{nearest(str(path), beside)}'
+        ) from None
 
 
 def _folders(directory: str) -> list[str]:

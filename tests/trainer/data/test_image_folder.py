@@ -96,12 +96,20 @@ def test_batches_are_equal_on_one_device_and_two_replicas(directory, make_strate
 
 
 def test_order_is_that_of_classes_and_then_of_names(tmp_path):
-    for name in ('b/1.png', 'b/10.png', 'b/2.png', 'a/x/1.png', 'a/3.png', 'B2/1.png'):
+    for name in ('b/1.png', 'b/10.png', 'b/2.png', 'a/x/1.png', 'a/3.png', 'B2/1.png', 'a b/1.png'):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new('L', (2, 2)).save(tmp_path / name)
     source = image_folder(tmp_path, SHAPE)
     found = [os.path.relpath(source.where(i), tmp_path) for i in range(source.num_examples)]
-    assert found == ['B2/1.png', 'a/3.png', 'a/x/1.png', 'b/1.png', 'b/10.png', 'b/2.png']
+    assert found == [
+        'B2/1.png',
+        'a/3.png',
+        'a/x/1.png',
+        'a b/1.png',
+        'b/1.png',
+        'b/10.png',
+        'b/2.png',
+    ]
 
 
 def test_endings_may_be_in_capitals_and_what_is_hidden_is_left_out(tmp_path):
@@ -160,6 +168,22 @@ def test_splits_have_the_classes_of_train(tmp_path, caplog):
     assert "no images of 1 classes: 'cat'" in caplog.text
 
 
+def test_for_the_names_of_classes_not_all_of_train_is_looked_at(tmp_path, monkeypatch):
+    plain(tmp_path / 'train')
+    plain(tmp_path / 'test')
+    looked = []
+    scandir = os.scandir
+
+    def counted(path):
+        looked.append(os.path.relpath(path, tmp_path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', counted)
+    image_folder(tmp_path, SHAPE, 'test')
+    assert 'train' in looked
+    assert not [path for path in looked if path.startswith('train/')]
+
+
 def test_a_split_with_a_class_that_train_lacks_is_refused(tmp_path):
     plain(tmp_path / 'train', classes=('cat', 'dog'))
     plain(tmp_path / 'test', classes=('cat', 'dogs'))
@@ -212,12 +236,13 @@ def test_a_folder_that_cannot_be_trained_on_is_refused(tmp_path, change, said):
         ({'shape': (16, 16, 4)}, r'channels \(1 or 3\)'),
         ({'shape': (16, 0, 3)}, r'shape is \(16, 0, 3\)'),
         ({'split': 'tests'}, r"no image folder '.*/train'"),
+        ({'directory': 'https://me:key@host/x'}, r"'https://host/x', but servers .* do not list"),
     ],
 )
 def test_a_mistaken_setting_is_refused(tmp_path, setting, said):
     plain(tmp_path)
     with pytest.raises(ConfigError, match=said):
-        image_folder(tmp_path, **{'shape': SHAPE, **setting})
+        image_folder(**{'directory': tmp_path, 'shape': SHAPE, **setting})
 
 
 def test_the_fingerprint_is_that_of_the_contents_wherever_they_lie(directory, tmp_path):
