@@ -142,6 +142,7 @@ class ShardWriter:
             'records': written,
             'bytes': aside.stat().st_size,
             'sha256': dataset.sha256(aside),
+            'fingerprint': _fingerprint(aside, self._options.files) if written else '',
             'statistics': {name: each.as_json for name, each in numbers.items()},
             'left_out': [bad._asdict() for bad in left_out],
         }
@@ -194,6 +195,14 @@ class _Records:
                 f'{self._path.parent} cannot be written: {error}. Once it can, run the same '
                 'command again: finished shards are kept.'
             ) from error
+
+
+def _fingerprint(path: Path, file_format: str) -> str:
+    if file_format == 'array_record':
+        from trainer.data.array_record import file_fingerprint
+    else:
+        from trainer.data.tfrecord_index import file_fingerprint
+    return file_fingerprint(str(path))
 
 
 def _array_record() -> types.ModuleType:

@@ -204,8 +204,8 @@ def _combined(planned: dict[str, Any], written: Mapping[str, dict[str, Any]]) ->
             record = written[shard['file']]
             left_out += record['left_out']
             if record['records']:
-                sizes = {key: record[key] for key in ('records', 'bytes', 'sha256')}
-                shards.append({**shard, **sizes})
+                known = {key: record[key] for key in ('records', 'bytes', 'sha256', 'fingerprint')}
+                shards.append({**shard, **known})
                 of_shard = record['statistics'].items()
                 numbers = statistics.together(
                     numbers, {feature: statistics.from_json(each) for feature, each in of_shard}

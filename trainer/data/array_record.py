@@ -24,6 +24,9 @@ _THREADS = 16
 # Nothing is read ahead: the next record asked for lies elsewhere.
 _OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'
 _BUFFER = 2**12
+# Bytes at the beginning, up to the first record's size and checksum; and those at the end that say
+# where the list of all records begins, which is behind the last of them.
+_HEAD, _END = 104, 2**16
 # The library raises the same error for damage and for what the system refuses: 'pread() failed:'.
 _SYSTEM_FAILED = re.compile(r'\b\w+\(\) failed: ')
 
@@ -54,10 +57,11 @@ class ArrayRecords(Records):
                     'it names as a directory, or use TFRecord files, which are read by URL.'
                 )
         paths = data_files.expand(files)
-        directory = kept.keep('array-record-1', paths, functools.partial(_build, paths))
+        directory = kept.keep('array-record-2', paths, functools.partial(_build, paths))
         firsts = np.load(directory / 'firsts.npy')
         super().__init__(paths, firsts, spec)
-        self._fingerprint = (directory / 'fingerprint').read_text(encoding='ascii')
+        self._fingerprint, *prints = (directory / 'fingerprints').read_text('ascii').split()
+        self._file_fingerprints = tuple(prints)
         self._readers = data_files.HeldOpen(_open)
         self._check()
 
@@ -65,6 +69,10 @@ class ArrayRecords(Records):
     def fingerprint(self) -> str:
         """SHA-256 over `files.fingerprint` of all files; their ends say where records lie."""
         return self._fingerprint
+
+    @property
+    def file_fingerprints(self) -> tuple[str, ...]:
+        return self._file_fingerprints
 
     def _read(self, runs: Runs) -> Sequence[bytes]:
         begins = (runs.begin - self._firsts[runs.file]).tolist()
@@ -128,10 +136,26 @@ def _open(path: str) -> Any:
 def _build(paths: Sequence[str], directory: Path) -> None:
     with futures.ThreadPoolExecutor(_THREADS) as pool:
         counts = list(pool.map(_count, paths))
-        prints = list(pool.map(data_files.fingerprint, paths))
+        edges = list(pool.map(data_files.fingerprint, paths))
+        prints = list(pool.map(file_fingerprint, paths))
     np.save(directory / 'firsts.npy', np.cumsum([0, *counts], dtype=np.int64))
-    fingerprint = hashlib.sha256('\n'.join(prints).encode()).hexdigest()
-    (directory / 'fingerprint').write_text(fingerprint, encoding='ascii')
+    prints.insert(0, hashlib.sha256('\n'.join(edges).encode()).hexdigest())
+    (directory / 'fingerprints').write_text('\n'.join(prints), encoding='ascii')
+
+
+def file_fingerprint(path: str) -> str:
+    """Returns a sha256, in hex digits, of what says how large the records are and what is first.
+
+    Of no record the contents are in it, so damage to them does not change it.
+
+    Raises:
+        OSError: the file is out of reach.
+    """
+    size = data_files.stat(path).size
+    end = max(0, size - _END)
+    parts = [data_files.Range(path, 0, min(_HEAD, size)), data_files.Range(path, end, size - end)]
+    contents = b''.join(data_files.read_ranges(parts))
+    return hashlib.sha256(b'%d\n' % size + contents).hexdigest()
 
 
 def _count(path: str) -> int:

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from trainer.data import files
@@ -50,10 +51,9 @@ def read(directory: str) -> dict[str, Any]:
         ) from None
     try:
         dataset = json.loads(content)
-        written, _ = dataset['format'], SUFFIXES[dataset['files']]
-        for split in dataset['splits'].values():
-            _ = split['records'], split['features'], split['fingerprint'], split['statistics']
-            _ = [(shard['file'], shard['bytes']) for shard in split['shards']]
+        written = dataset['format']
+        if written == FORMAT:
+            _check(dataset)
     except MALFORMED as error:
         raise damaged(directory, error) from None
     if written != FORMAT:
@@ -68,6 +68,19 @@ def damaged(directory: str, error: Exception) -> ConfigError:
     """Returns what to raise where dataset.json cannot be understood."""
     path = join(directory, NAME)
     return ConfigError(f'{path} is damaged: {type(error).__name__} {error}. {_AGAIN}')
+
+
+def _check(dataset: dict[str, Any]) -> None:
+    """Raises some error if not all is there, or a shard lies elsewhere."""
+    _ = dataset['phalanx'], SUFFIXES[dataset['files']]
+    for split in dataset['splits'].values():
+        for key in ('records', 'fingerprint', 'features', 'source', 'left_out'):
+            _ = split[key]
+        _ = split['statistics'].items(), split['source']['records']
+        for shard in split['shards']:
+            _ = shard['bytes'], shard['sha256']
+            if '/' in shard['file']:
+                raise ValueError(f'{shard["file"]!r} is no name of a shard')
 
 
 def split_of(dataset: dict[str, Any], split: str, directory: str) -> dict[str, Any]:
@@ -105,6 +118,23 @@ def shards(dataset: dict[str, Any], split: str, directory: str) -> list[str]:
                 'data set. Remove it.'
             )
     return [join(directory, name) for name in known]
+
+
+def check_same(split: dict[str, Any], paths: Sequence[str], fingerprints: Sequence[str]) -> None:
+    """Raises ConfigError if a shard is not the one that was written, though it has its size.
+
+    Args:
+        split: from `split_of`.
+        paths: of its shards.
+        fingerprints: of what is there now.
+    """
+    for path, shard, now in zip(paths, split['shards'], fingerprints, strict=True):
+        # Descriptions were written without it once.
+        if shard.get('fingerprint', now) != now:
+            raise ConfigError(
+                f'{path} is not the shard that {NAME} describes, but another of the same size. '
+                + _AGAIN
+            )
 
 
 def wrong_with(shard: dict[str, Any], directory: str) -> str:

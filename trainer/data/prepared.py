@@ -71,7 +71,7 @@ def prepared(directory: str | os.PathLike, split: str = 'train') -> Prepared:
 
     Raises:
         ConfigError: it is no such directory, dataset.json is damaged, there is no such split, or a
-            shard is missing, has another size, or is one too many.
+            shard is missing, has another size, is one too many, or of another data set.
         OSError: the files are out of reach.
     """
     directory = os.path.expanduser(os.fspath(directory))
@@ -83,6 +83,7 @@ def prepared(directory: str | os.PathLike, split: str = 'train') -> Prepared:
     else:
         from trainer.data.tfrecord import TFRecords as Records
     records = Records(paths, facts['features'])
+    dataset.check_same(facts, paths, records.file_fingerprints)
     try:
         return Prepared(records, facts)
     except dataset.MALFORMED as error:

@@ -53,6 +53,11 @@ class Records(Source):
         """
 
     @property
+    @abc.abstractmethod
+    def file_fingerprints(self) -> tuple[str, ...]:
+        """What tells each file from others of its size, even where some records are damaged."""
+
+    @property
     def num_examples(self) -> int:
         return int(self._firsts[-1])
 

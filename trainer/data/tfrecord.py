@@ -40,6 +40,10 @@ class TFRecords(Records):
         """SHA-256 over the lengths and checksums of all records, as the files have them."""
         return self._index.fingerprint
 
+    @property
+    def file_fingerprints(self) -> tuple[str, ...]:
+        return self._index.file_fingerprints
+
     def where(self, index: int) -> str:
         begin = int(self._index.positions[index])
         start = self._index.starts[np.searchsorted(self._index.starts, begin, 'right') - 1]

@@ -42,6 +42,7 @@ class Index(NamedTuple):
         starts: int64 [F + 1], where each file begins, and the end of all.
         firsts: int64 [F + 1], the number of each file's first record, and of all records.
         fingerprint: sha256, in hex digits, over lengths and checksums of all records.
+        file_fingerprints: the same of each file.
     """
 
     positions: np.ndarray
@@ -49,6 +50,7 @@ class Index(NamedTuple):
     starts: np.ndarray
     firsts: np.ndarray
     fingerprint: str
+    file_fingerprints: tuple[str, ...]
 
 
 def index(paths: Sequence[str]) -> Index:
@@ -58,15 +60,27 @@ def index(paths: Sequence[str]) -> Index:
         ConfigError: a file is empty, compressed, cut off, damaged, or no TFRecord file at all.
         OSError: a file is out of reach.
     """
-    directory = kept.keep('tfrecord-index-1', paths, functools.partial(_build, paths))
-    fingerprint = (directory / 'fingerprint').read_text(encoding='ascii')
+    directory = kept.keep('tfrecord-index-2', paths, functools.partial(_build, paths))
+    prints = (directory / 'fingerprints').read_text(encoding='ascii').split()
     positions = np.memmap(directory / 'positions', '<u8', 'r')
     checksums = np.memmap(directory / 'checksums', '<u4', 'r')
     starts, firsts = np.load(directory / 'files.npy')
     if not len(positions) - 1 == len(checksums) == firsts[-1]:
         raise ConfigError(f'{directory} is damaged. Delete it; it will be made again.')
     # As plain arrays: a memmap does more than numpy at each access.
-    return Index(np.asarray(positions), np.asarray(checksums), starts, firsts, fingerprint)
+    return Index(
+        np.asarray(positions), np.asarray(checksums), starts, firsts, prints[0], tuple(prints[1:])
+    )
+
+
+def file_fingerprint(path: str) -> str:
+    """Returns what `Index.file_fingerprints` says of a file.
+
+    Raises:
+        ConfigError: see `index`.
+        OSError: the file is out of reach.
+    """
+    return hashlib.sha256(_frames(*_scan(path))).hexdigest()
 
 
 def masked_checksums(contents: Sequence[bytes]) -> np.ndarray:
@@ -89,7 +103,7 @@ def _crc32c():
 
 
 def _build(paths: Sequence[str], directory: Path) -> None:
-    digest, starts, firsts = hashlib.sha256(), [0], [0]
+    digest, prints, starts, firsts = hashlib.sha256(), [], [0], [0]
     with (
         open(directory / 'positions', 'wb') as positions,
         open(directory / 'checksums', 'wb') as checksums,
@@ -101,16 +115,23 @@ def _build(paths: Sequence[str], directory: Path) -> None:
                 ends = np.cumsum(lengths + np.uint64(_FRAME)) + np.uint64(starts[-1])
                 positions.write(ends.astype('<u8').tobytes())
                 checksums.write(sums.astype('<u4').tobytes())
-                both = np.empty(len(sums), [('length', '<u8'), ('checksum', '<u4')])
-                both['length'], both['checksum'] = lengths, sums
-                digest.update(both)
+                frames = _frames(lengths, sums)
+                digest.update(frames)
+                prints.append(hashlib.sha256(frames).hexdigest())
                 starts.append(int(ends[-1]))
                 firsts.append(firsts[-1] + len(sums))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     np.save(directory / 'files.npy', np.array([starts, firsts], np.int64))
-    (directory / 'fingerprint').write_text(digest.hexdigest(), encoding='ascii')
+    prints.insert(0, digest.hexdigest())
+    (directory / 'fingerprints').write_text('\n'.join(prints), encoding='ascii')
+
+
+def _frames(lengths: np.ndarray, sums: np.ndarray) -> np.ndarray:
+    both = np.empty(len(sums), [('length', '<u8'), ('checksum', '<u4')])
+    both['length'], both['checksum'] = lengths, sums
+    return both
 
 
 def _scan(path: str) -> tuple[np.ndarray, np.ndarray]:

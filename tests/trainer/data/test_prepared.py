@@ -6,9 +6,10 @@ import pytest
 import tensorflow as tf
 
 from tests.trainer.preparing import Numbered, prepare
+from trainer.data.arrays import Arrays
 from trainer.data.digits import digits
 from trainer.data.prepared import prepared
-from trainer.errors import ConfigError
+from trainer.errors import BadRecord, ConfigError
 
 
 @pytest.fixture(scope='module', params=['array_record', 'tfrecord'])
@@ -86,6 +87,42 @@ def test_a_truncated_shard_is_told(copy):
         prepared(copy)
 
 
+def other_digits():
+    """The digits with the label of record 700 mended, and the image of record 500."""
+    arrays = {
+        name: tensor.numpy().copy()
+        for name, tensor in digits().fetch(tf.range(1500, dtype=tf.int64)).items()
+    }
+    arrays['label'][700] = (arrays['label'][700] + 1) % 10
+    arrays['image'][500] = arrays['image'][499]
+    return Arrays(arrays)
+
+
+def test_a_shard_of_other_data_with_the_same_size_is_told(out, copy, tmp_path):
+    described = json.loads((out / 'dataset.json').read_text())
+    other = prepare(
+        tmp_path / 'other', {'train': other_digits()}, files=described['files'], shards=3
+    )
+    first, second, _ = shards(copy)
+    shutil.copy(shards(other)[0], first)
+    assert prepared(copy).fingerprint == prepared(out).fingerprint
+    assert second.stat().st_size == shards(other)[1].stat().st_size
+    shutil.copy(shards(other)[1], second)
+    with pytest.raises(ConfigError, match=f'{second} is not the shard that dataset.json describes'):
+        prepared(copy)
+
+
+def test_damage_to_records_is_left_to_who_reads_them(out, copy):
+    shard = shards(copy)[0]
+    content = bytearray(shard.read_bytes())
+    content[150] ^= 255
+    shard.write_bytes(content)
+    source = prepared(copy)
+    assert source.num_examples == 1500
+    with pytest.raises(BadRecord):
+        source.fetch(tf.range(1500, dtype=tf.int64))
+
+
 def test_a_shard_too_many_is_told(copy):
     shard = shards(copy)[0]
     another = shard.with_name(shard.name.replace('00000-of-00003', '00000-of-00009'))
@@ -133,6 +170,26 @@ def test_a_description_with_a_damaged_name_is_told(copy, text, other):
     assert text in path.read_text()
     path.write_text(path.read_text().replace(text, other))
     with pytest.raises(ConfigError, match=r'dataset\.json is damaged: '):
+        prepared(copy)
+
+
+@pytest.mark.parametrize('key', ['files', 'statistics', 'left_out', 'bytes'])
+def test_a_description_that_lacks_something_is_told(copy, key):
+    described = json.loads((copy / 'dataset.json').read_text())
+    split = described['splits']['train']
+    for part in (described, split, split['shards'][1]):
+        part.pop(key, None)
+    (copy / 'dataset.json').write_text(json.dumps(described))
+    with pytest.raises(ConfigError, match=rf"dataset\.json is damaged: KeyError '{key}'\. Run "):
+        prepared(copy)
+
+
+def test_no_shard_is_read_elsewhere(copy, out):
+    described = json.loads((copy / 'dataset.json').read_text())
+    shard = described['splits']['train']['shards'][0]
+    shard['file'] = f'../../{out.parent.name}/digits/{shard["file"]}'
+    (copy / 'dataset.json').write_text(json.dumps(described))
+    with pytest.raises(ConfigError, match=r"dataset\.json is damaged: .*'\.\./.* is no name of a"):
         prepared(copy)
 
 
