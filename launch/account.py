@@ -28,6 +28,7 @@ CATEGORIES = {
 _CATEGORY = {
     'starting': 'start and end',
     'building': 'start and end',
+    'indexing': 'start and end',
     'ending': 'start and end',
     'restoring': 'restoring',
     'compiling': 'compiling',

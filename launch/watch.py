@@ -10,9 +10,10 @@ import psutil
 from launch.ledger import parse_lines
 
 # How many times the patience each phase has while nothing better is known. Compiling a large model
-# takes long, as does anything with a large checkpoint.
+# takes long, as does anything with a large checkpoint, or a pass over all data.
 _TIMES_PATIENCE = {
     'starting': 10,
+    'indexing': 120,
     'building': 10,
     'restoring': 15,
     'compiling': 30,

@@ -61,13 +61,18 @@ class Agreement:
             raise ConfigError('Worker 0 refused to start; its message tells why.')
         return result
 
-    def check_same(self, what: str, digest: Callable[[], str]) -> None:
-        """Raises RuntimeError unless `digest`, hex digits, is the same on all workers."""
+    def check_same(self, what: str, digest: Callable[[], str], mend: str | None = None) -> None:
+        """Raises RuntimeError unless `digest`, hex digits, is the same on all workers.
+
+        With `mend`, which says how users can make it so, it raises ConfigError.
+        """
         if self._cluster.num_workers == 1:
             return
         sha256 = digest()
         number = float(int(sha256[:8], 16))  # exact in float64, and so is the sum
         if self.sum([number])[0] != number * self._cluster.num_workers:
+            if mend:
+                raise ConfigError(f'{what} of this worker is not that of the others. {mend}')
             raise RuntimeError(f'{what} of this worker is not that of the others: {sha256}')
 
     def wait(self) -> None:

@@ -138,6 +138,8 @@ class Evaluation:
         if last == num_steps:
             # New ones would leave memory behind: what of them calls Python is never freed.
             self._batches = batches
+        if not total[1]:
+            raise ConfigError('The examples of the evaluation weigh nothing at all.')
         seen, expected = int(total[4]), self._data.source.num_examples
         if max_steps is None and seen != expected:
             raise RuntimeError(f'Evaluation saw {seen} examples of {expected}.')

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from trainer.data.batch import Data
+from trainer.data.batch import Data, batch_spec
 from trainer.errors import ConfigError, nearest
 from trainer.retention import Keep
 from trainer.sums import MetricSums
@@ -32,6 +32,22 @@ def check_batch_size(batch_size: int, num_replicas: int, accumulate: int = 1) ->
             f'{num_replicas} replicas{cut}. Set BATCH_SIZE to a multiple of {parts}, such as '
             f'{fitting}.'
         )
+
+
+def check_eval_data(train_data: Data, eval_data: Data) -> None:
+    """Raises ConfigError unless evaluation gives the model the inputs that training gives it."""
+    trained, evaluated = batch_spec(train_data)['inputs'], batch_spec(eval_data)['inputs']
+    if trained != evaluated:
+        raise ConfigError(
+            f'The inputs of training are {_shown(trained)}, those of evaluation '
+            f'{_shown(evaluated)}. Set inputs, source and preprocess of both alike.'
+        )
+
+
+def _shown(spec) -> str:
+    if isinstance(spec, dict):
+        return ', '.join(f'{name} {_shown(each)}' for name, each in sorted(spec.items()))
+    return f'{spec.dtype.name}{list(spec.shape[1:])}'
 
 
 def check_loss(loss: Callable) -> None:
@@ -85,8 +101,13 @@ def check_labels(data: Data, loss: Callable, output_spec) -> int | None:
     )
     if not sparse or tf.nest.is_nested(output_spec):
         return None
-    bounds = data.source.bounds(data.label)
     classes = output_spec.shape[-1]
+    if data.class_weights is not None and len(data.class_weights) != classes:
+        raise ConfigError(
+            f'Data.class_weights has {len(data.class_weights)} numbers, but the model has '
+            f'{classes} outputs: give one for each class.'
+        )
+    bounds = data.source.bounds(data.label)
     if bounds is None:
         return classes
     least, greatest = bounds

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +28,14 @@ from trainer.interval import Every, epoch_steps, parse_steps
 from trainer.model_dir import ModelDir
 from trainer.observe import phases
 from trainer.observe.report import Report
-from trainer.preflight import check_batch_size, check_jit, check_keep, check_labels, check_loss
+from trainer.preflight import (
+    check_batch_size,
+    check_eval_data,
+    check_jit,
+    check_keep,
+    check_labels,
+    check_loss,
+)
 from trainer.resume import tell_changes
 from trainer.state import build_state
 from trainer.step import TrainStep
@@ -168,6 +176,13 @@ def train(
         preprocess = learnt_state(train_data)
         if eval_data is not None:
             eval_data = learnt(eval_data, preprocess)
+            check_eval_data(train_data, eval_data)
+        read = [identity, eval_data and eval_data.source.fingerprint, preprocess]
+        agreement.check_same(
+            'what is read',
+            lambda: hashlib.sha256(json.dumps(read).encode()).hexdigest(),
+            'All workers must see the same files: give paths that all share, or equal copies.',
+        )
         state = build_state(
             strategy,
             model,

@@ -22,6 +22,14 @@ from trainer.errors import BadRecord, ConfigError, ReadError
 # quotes a record that is no UTF-8, what is raised is that the text of the error is none.
 DAMAGE = (tf.errors.InvalidArgumentError, tf.errors.DataLossError, UnicodeDecodeError)
 ERRORS = (tf.errors.OpError, UnicodeDecodeError)
+# What ends a step for other reasons than the data: a peer that is gone, memory that is full.
+_OTHERS = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.UnavailableError,
+)
 # An OSError that Python raised, within what TensorFlow makes of it.
 _OUT_OF_REACH = re.compile(r'\b(?:ReadError: |\w*Error: (?=\[Errno \d+\]))(.+)')
 # Beyond this share of what was read it is not damage: these are not the data that were meant.
@@ -120,7 +128,9 @@ def fetch_good(
             features, good = read(ids), np.ones(len(ids), bool)
         except DAMAGE:
             features, good = _one_at_a_time(source, read, ids)
-        listing.read(len(ids), len(ids) - int(good.sum()))
+        # What fills up a batch of an evaluation is one record again and again.
+        _, first = np.unique(ids, return_index=True)
+        listing.read(source, len(first), int((~good[first]).sum()))
         return [*(np.asarray(features[name]) for name in spec), good]
 
     dtypes = [each.dtype for each in spec.values()]
@@ -145,11 +155,11 @@ def note(source: Source, ids: np.ndarray, label: str, num_classes: int | None = 
     """
     bad = [-2 - int(record) for record in ids if record <= -2]
     for record in bad:
-        if listing.has(record):
+        if listing.has(record, source.where(record)):
             continue
         if damage := find(source, [np.array([record])], label, num_classes):
             listing.add(damage)
-    listing.read(len(ids), len(bad))
+    listing.read(source, len(set(ids.tolist())), len(set(bad)))
 
 
 def _reader(
@@ -256,6 +266,8 @@ def told(
         unread = _OUT_OF_REACH.search(text(error))
         if unread:
             raise ReadError(unread[1]) from error
+        if isinstance(error, _OTHERS):
+            raise
         if skips:
             if listing.is_too_much:
                 raise ConfigError(listing.complaint()) from error
@@ -283,8 +295,9 @@ class Listing:
     def __init__(self):
         self._lock = threading.Lock()
         self._path: Path | None = None
-        self._known: set[int] = set()
-        self._read = self._bad = 0
+        self._known: set[tuple[str, str]] = set()
+        # Of each source, how many records were read, and how many of these were bad.
+        self._counts: dict[int, tuple[int, int]] = {}
         self._left_to_others = False
 
     @property
@@ -295,11 +308,12 @@ class Listing:
     def kept_in(self, path: Path) -> Iterator[None]:
         """Lists in a file, which is made when there is something to list."""
         with self._lock:
-            self._path, self._known, self._read, self._bad = path, set(), 0, 0
+            self._path, self._known, self._counts = path, set(), {}
             if path.exists():
                 lines = path.read_text(encoding='utf-8').splitlines()
                 # The last line may have been cut off.
-                self._known = {int(line.split('\t')[0]) for line in lines if line.count('\t') == 2}
+                cells = [line.split('\t') for line in lines]
+                self._known = {(each[0], each[1]) for each in cells if len(each) == 3}
         try:
             yield
         finally:
@@ -308,16 +322,16 @@ class Listing:
             with self._lock:
                 self._path = None
 
-    def has(self, record: int) -> bool:
-        """Whether a record is listed."""
-        return record in self._known
+    def has(self, record: int, where: str) -> bool:
+        """Whether a record is listed; its number alone may be that of another source's too."""
+        return (str(record), _in_line(where)) in self._known
 
     def leave_to_others(self) -> None:
         """Lists and counts nothing from now on, because who gets the batches does."""
         self._left_to_others = True
 
-    def read(self, count: int, bad: int) -> None:
-        """Counts records read and bad ones among them.
+    def read(self, source: Source, count: int, bad: int) -> None:
+        """Counts records read of a source and bad ones among them.
 
         Raises:
             BadRecord: too many are bad.
@@ -325,38 +339,48 @@ class Listing:
         if self._left_to_others:
             return
         with self._lock:
-            self._read += count
-            self._bad += bad
+            so_far, bad_so_far = self._counts.get(id(source), (0, 0))
+            self._counts[id(source)] = so_far + count, bad_so_far + bad
         if bad and self.is_too_much:
             raise BadRecord(self.complaint())
 
     @property
     def is_too_much(self) -> bool:
-        return self._bad >= _AT_LEAST and self._bad > _MOST * self._read
+        read, bad = self._worst
+        return bad >= _AT_LEAST and bad > _MOST * read
+
+    @property
+    def _worst(self) -> tuple[int, int]:
+        counts = [each for each in self._counts.values() if each[1]]
+        return max(counts, key=lambda each: each[1] / each[0], default=(0, 0))
 
     def complaint(self) -> str:
+        read, bad = self._worst
         where = f' They are listed in {self._path}.' if self._path else ''
         return (
-            f'{self._bad} of {self._read} records read so far are damaged, more than one in ten. '
+            f'{bad} of {read} records read so far are damaged, more than one in ten. '
             f'Are these the right data, and Data and the source set as they are?{where}'
         )
 
     def add(self, damage: Damage) -> None:
         """Lists a record, once."""
         with self._lock:
-            if damage.record in self._known or self._left_to_others:
+            record, where = cells = str(damage.record), _in_line(damage.where)
+            if cells in self._known or self._left_to_others:
                 return
-            self._known.add(damage.record)
+            self._known.add(cells)
             count = len(self._known)
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                cells = (str(damage.record), damage.where, damage.reason)
-                line = '\t'.join(re.sub(r'\s+', ' ', cell) for cell in cells)
                 with open(self._path, 'a', encoding='utf-8') as file:
-                    file.write(line + '\n')
+                    file.write(f'{record}\t{where}\t{_in_line(damage.reason)}\n')
         if count <= _SHOWN:
             more = '; the next ones are only listed' if count == _SHOWN else ''
             logging.warning('left out %s: %s%s', damage.where, damage.reason, more)
+
+
+def _in_line(text: str) -> str:
+    return re.sub(r'\s+', ' ', text)
 
 
 # One for the process, as the readers run in threads of TensorFlow's.

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -59,6 +60,9 @@ class Data:
                 f"Data.on_bad_record is {self.on_bad_record!r}; it is 'stop' or 'skip'."
                 f'{nearest(str(self.on_bad_record), ("stop", "skip"))}'
             )
+        for weight in self.class_weights or ():
+            if not 0 <= weight < math.inf:
+                raise ConfigError(f'Data.class_weights holds {weight!r}, which is no weight.')
         if self.on_bad_record == 'skip' and self.source.in_order_only:
             raise ConfigError(
                 "Data.on_bad_record is 'skip', which a stream cannot do: let it leave out what "
@@ -229,7 +233,8 @@ def _class_weights(class_weights: Sequence[float], labels: tf.Tensor) -> tf.Tens
     weights = tf.constant(class_weights, tf.float32)
     if labels.shape.rank == 1 and labels.dtype.is_integer:
         return tf.gather(weights, labels)
-    if labels.shape.rank == 2 and labels.shape[1] == len(class_weights):
+    one_hot = labels.shape.rank == 2 and labels.dtype.is_floating
+    if one_hot and labels.shape[1] == len(class_weights):
         return tf.reduce_sum(tf.cast(labels, tf.float32) * weights, axis=1)
     raise ConfigError(
         f'Data.class_weights has {len(class_weights)} numbers, one for each class, but the labels '

@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import logging
 
 from trainer.data import files
+from trainer.observe import phases
 
 
 def keep(
@@ -42,7 +43,9 @@ def keep(
         with _lock(home / f'{what}-{names}.lock'):
             if not target.is_dir():  # Else another process has built it meanwhile.
                 logging.info('building %s, once', target)
+                phases.enter('indexing')
                 _build(target, build)
+                phases.enter('building')
                 for old in home.glob(f'{what}-{names}-*'):
                     if old != target:
                         shutil.rmtree(old, ignore_errors=True)

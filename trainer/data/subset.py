@@ -34,6 +34,11 @@ class Subset(Source):
         if not 0 <= seed < 2**31:
             raise ConfigError(f'subset.seed is {seed!r}; it must be from 0 to 2**31 - 1.')
         refuse_stream(source, 'subset', 'make a stream of each part.')
+        if type(source).records is not Source.records:
+            raise ConfigError(
+                f'A {type(source).__name__} has an order of its own, of which no part can be '
+                'taken. Take subsets of what it is made of.'
+            )
         total = source.num_examples
         self._source, self._seed = source, seed
         self._first, self._end = round(begin * total), round(end * total)

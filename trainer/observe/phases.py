@@ -14,6 +14,7 @@ from collections.abc import Iterator
 VARIABLE = 'PHALANX_PHASES'
 PHASES = (
     'starting',
+    'indexing',
     'building',
     'restoring',
     'compiling',

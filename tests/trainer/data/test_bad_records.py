@@ -98,11 +98,8 @@ def test_training_stops_with_a_sentence(make_strategy):
 
 
 def test_an_error_that_is_not_of_a_record_stays_what_it_is():
-    with (
-        pytest.raises(tf.errors.UnavailableError),
-        told(Damaged(), [np.arange(N)], 'label'),
-    ):
-        raise tf.errors.UnavailableError(None, None, 'the network is down')
+    with pytest.raises(tf.errors.InternalError), told(Damaged(), [np.arange(N)], 'label'):
+        raise tf.errors.InternalError(None, None, 'an operation has failed')
 
 
 def test_skipped_records_weigh_nothing_and_all_else_is_as_without_damage(strategy, listed):
@@ -203,12 +200,12 @@ def test_weights_of_the_data_still_count(make_strategy, listed):
 
 
 def test_far_too_much_damage_ends_the_run(tmp_path):
-    own = Listing()
+    own, source = Listing(), Damaged()
     with own.kept_in(tmp_path / 'worker-0.tsv'):
         for _ in range(99):
-            own.read(8, 1)
+            own.read(source, 8, 1)
         with pytest.raises(BadRecord, match='100 of 800 records read so far are damaged'):
-            own.read(8, 1)
+            own.read(source, 8, 1)
 
 
 def test_many_batches_at_once_do_not_wait_for_each_other(make_strategy, listed):
@@ -236,3 +233,34 @@ def test_the_place_in_the_graph_is_no_part_of_a_reason():
         None, None, '{{function_node __wrapped__X}} Unknown format [Op:DecodeImage] name: '
     )
     assert reason(error) == 'Unknown format'
+
+
+def test_of_two_sources_each_is_listed_and_counted_by_itself(tmp_path):
+    own, train, test = Listing(), Damaged(), Damaged()
+    with own.kept_in(tmp_path / 'worker-0.tsv'):
+        own.add(Damage(3, 'train, record 3', 'torn'))
+        own.add(Damage(3, 'test, record 3', 'torn'))
+        assert own.count == 2
+        own.read(train, 4000, 0)
+        with pytest.raises(BadRecord, match='297 of 297 records'):
+            own.read(test, 297, 297)
+
+
+def test_rows_that_fill_up_a_batch_are_no_more_damage(make_strategy, listed):
+    data = Data(Damaged(python=[0]), on_bad_record='skip')
+    iterator, _ = eval_batches(data, make_strategy(1), global_batch_size=512)
+    for _ in range(2):
+        next(iterator)
+    assert not listing.is_too_much
+
+
+def test_a_peer_that_is_gone_is_no_reason_to_read_everything_again():
+    def batches():
+        raise AssertionError('looked at')
+        yield
+
+    with (
+        pytest.raises(tf.errors.UnavailableError),
+        told(Damaged(python=[1]), batches(), 'label'),
+    ):
+        raise tf.errors.UnavailableError(None, None, 'the network is down')

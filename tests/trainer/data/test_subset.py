@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.data.arrays import Arrays
+from trainer.data.mixture import mixture
 from trainer.data.subset import subset
 from trainer.errors import ConfigError
 
@@ -79,3 +80,9 @@ def test_the_fingerprint_tells_parts_apart():
 def test_what_is_no_part_is_told(arguments, message):
     with pytest.raises(ConfigError, match=message):
         subset(whole(), **arguments)
+
+
+def test_of_what_has_an_order_of_its_own_no_part_is_taken():
+    mixed = mixture([whole(), whole()], [1, 3])
+    with pytest.raises(ConfigError, match='A Mixture has an order of its own'):
+        subset(mixed, end=0.5)
