@@ -51,10 +51,6 @@ class Mixture(Source):
                     f'{_shown(spec)}, number {number} has {_shown(source.element_spec)}.'
                 )
         for number, source in enumerate(self._sources, 1):
-            if source.in_order_only:
-                raise ConfigError(
-                    f'Source {number} of the mixture is a stream, which cannot be mixed.'
-                )
             classes = [_classes(each) for each in (self._sources[0], source)]
             if None not in classes and classes[0] != classes[1]:
                 raise ConfigError(

@@ -8,7 +8,6 @@ from trainer.data.arrays import Arrays
 from trainer.data.batch import Data
 from trainer.data.mixture import mixture
 from trainer.data.pipeline import eval_batches, train_batches
-from trainer.data.stream import Stream
 from trainer.data.subset import subset
 from trainer.errors import ConfigError
 
@@ -170,10 +169,3 @@ def test_classes_must_be_the_same_in_all_sources():
     assert mixture([Named(('cat', 'dog')), Named(('cat', 'dog')), source(0, 3)]).num_examples == 11
     with pytest.raises(ConfigError, match='first one are cat, dog, of number 2 bird, dog'):
         mixture([Named(('cat', 'dog')), Named(('bird', 'dog'))])
-
-
-def test_a_stream_cannot_be_mixed():
-    features = {'image': ('float32', (1,)), 'label': ('int64', ())}
-    stream = Stream('numbers', lambda: iter([{'image': [1.0], 'label': 0}]), features=features)
-    with pytest.raises(ConfigError, match='Source 2 of the mixture is a stream'):
-        mixture([source(0, 10), stream])
