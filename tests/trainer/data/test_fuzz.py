@@ -1,4 +1,5 @@
 import json
+import os
 import random
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 from tests.processes import environment
 from tests.trainer.data import fuzz
 
-COUNT = 1000
+COUNT = 1000 if os.environ.get('PHALANX_CHAOS') == 'long' else 300
 
 
 @pytest.mark.slow
