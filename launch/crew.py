@@ -132,6 +132,7 @@ class _Member:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             encoding='utf-8',
+            errors='replace',
             env=environment,
         )
         self._reader = threading.Thread(target=self._read, args=[said], daemon=True)
@@ -169,6 +170,18 @@ class _Member:
         self._stderr.close()
 
     def _read(self, said: queue.Queue) -> None:
-        for line in self._process.stdout:
-            said.put((self, json.loads(line)))
-        said.put((self, None))
+        try:
+            for line in self._process.stdout:
+                if (message := _message(line)) is not None:
+                    said.put((self, message))
+        finally:
+            said.put((self, None))
+
+
+def _message(line: str) -> dict[str, Any] | None:
+    """Returns what a process says; None for what anything printed while Python started."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) else None
