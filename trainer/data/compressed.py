@@ -73,18 +73,21 @@ def _plain(path: str, directory: Path) -> str:
 def _decompressed(path: str, size: int) -> Iterator[bytes]:
     stream, done = zlib.decompressobj(_GZIP_OR_ZLIB), 0
     try:
-        while done < size:
-            block = files.read(path, done, _BLOCK)
+        while done < size and (block := files.read(path, done, _BLOCK)):
             done += len(block)
             while block:
-                yield stream.decompress(block)
-                block = stream.unused_data
-                if block:  # A gzip file may consist of several, one after another.
+                # No more at a time, as a thousand times as much may come of it.
+                yield stream.decompress(block, _BLOCK)
+                block = stream.unconsumed_tail
+                if stream.eof and stream.unused_data:
+                    # A gzip file may consist of several, one after another.
+                    block = stream.unused_data
                     stream = zlib.decompressobj(_GZIP_OR_ZLIB)
+        yield stream.flush()
     except zlib.error as error:
         raise ConfigError(
             f'{path} is damaged: it cannot be decompressed, somewhere before byte {done:,} '
             f'({error}). Fetch or write it again.'
         ) from None
     if not stream.eof:
-        raise ConfigError(f'{path} is cut off at byte {size:,}. Fetch or write it again.')
+        raise ConfigError(f'{path} is cut off at byte {done:,}. Fetch or write it again.')

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tests.trainer.preparing import checksums, prepare
+from trainer.data import compressed
 from trainer.data.compressed import decompressing, is_compressed
 from trainer.data.prepared import prepared
 from trainer.data.tfrecord import tfrecord
@@ -44,6 +45,24 @@ def test_a_compressed_file_is_prepared_like_a_plain_one(plain, tmp_path, compres
     assert checksums(first) == checksums(second)
     labels = prepared(first).fetch(tf.range(297, dtype=tf.int64))['label']
     np.testing.assert_array_equal(labels, expected.fetch(tf.range(297, dtype=tf.int64))['label'])
+
+
+@pytest.mark.parametrize('compress', [gzip.compress, zlib.compress])
+def test_little_is_in_memory_however_much_comes_of_a_file(tmp_path, monkeypatch, compress):
+    monkeypatch.setattr(compressed, '_BLOCK', 1000)
+    path, content = tmp_path / 'zeros', bytes(300_000)
+    path.write_bytes(compress(content) + (compress(b'end') if compress is gzip.compress else b''))
+    blocks = list(compressed._decompressed(str(path), path.stat().st_size))
+    end = b'end' if compress is gzip.compress else b''
+    assert b''.join(blocks) == content + end
+    assert max(map(len, blocks)) == 1000
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_told(plain, tmp_path):
+    path = tmp_path / 'a.gz'
+    path.write_bytes(gzip.compress(plain.read_bytes())[:100])
+    with pytest.raises(ConfigError, match='is cut off at byte 100'):
+        list(compressed._decompressed(str(path), 5000))
 
 
 def test_what_tensorflow_compresses_is_recognised(plain, tmp_path):
