@@ -231,6 +231,9 @@ def _value(value: Any) -> str:
         text = ' '.join(text.split())
         return text if len(text) <= _LONGEST_TEXT else f'{text[:_LONGEST_TEXT]}...'
     array = np.asarray(value)
+    if array.dtype == object:  # Texts.
+        texts = [_value(each) for each in array.ravel()[:_MOST_VALUES]]
+        return ', '.join(texts + ['...'] * (array.size > _MOST_VALUES))
     if array.size <= _MOST_VALUES:
         return ' '.join(_number(each) for each in array.ravel().tolist())
     as_float = array.astype(np.float64)
@@ -246,16 +249,19 @@ def _picture(sources: Mapping[str, 'Source'], png: str | None, tensorboard: str 
     from trainer import inspect_data
     from trainer.data.scan import Scan, spread
 
-    drawn = False
+    drawn = unreadable = False
     for split, source in sources.items():
         name = inspect_data.image_of(source)
         if name is None:
             continue
         batch = Scan(source).read(spread(source, _PICTURES))
+        if not len(batch.records):
+            unreadable = True
+            continue
         known = getattr(source, 'numbers', None) or statistics.of_features(batch.features)
-        pictures = inspect_data.as_pictures(
-            batch.features[name], (float(known[name].min), float(known[name].max))
-        )
+        # Where no number is finite there are no bounds, and nothing but black.
+        bounds = float(known[name].min or 0), float(known[name].max or 0)
+        pictures = inspect_data.as_pictures(batch.features[name], bounds)
         labels = _labels(source, batch.features) or [str(each) for each in batch.records]
         if png and not drawn:
             inspect_data.save_sheet(Path(png), pictures, labels)
@@ -263,6 +269,11 @@ def _picture(sources: Mapping[str, 'Source'], png: str | None, tensorboard: str 
             tags = [f'{label}/{each}' for label, each in zip(labels, batch.records, strict=True)]
             inspect_data.to_tensorboard(Path(tensorboard), split, pictures, tags)
         drawn = True
+    if not drawn and unreadable:
+        raise ConfigError(
+            'There are no images to be drawn: all that were looked at are damaged. '
+            '`phalanx inspect --verify` lists them.'
+        )
     if not drawn:
         raise ConfigError(
             'There are no images to be drawn: no feature has the shape (height, width, 1, 3 or 4).'

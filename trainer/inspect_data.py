@@ -71,7 +71,12 @@ def image_of(source: Source) -> str | None:
     """Returns the first feature that is an image, by its shape; None if there is none."""
     for name, spec in source.element_spec.items():
         shape = spec.shape.as_list()
-        if len(shape) == 3 and shape[2] in (1, 3, 4) and min(shape[:2]) > 1:
+        if (
+            spec.dtype != tf.string
+            and len(shape) == 3
+            and shape[2] in (1, 3, 4)
+            and min(shape[:2]) > 1
+        ):
             return name
     return None
 
@@ -80,12 +85,12 @@ def as_pictures(images: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
     """Returns images [B, H, W, C] of any numbers as uint8.
 
     Args:
-        images: what is shown.
+        images: what is shown; NaN is black.
         bounds: the numbers that are black and white.
     """
     low, high = bounds
     scaled = (images.astype(np.float64) - low) / max(high - low, 1e-12)
-    return np.round(255 * np.clip(scaled, 0.0, 1.0)).astype(np.uint8)
+    return np.round(255 * np.clip(np.nan_to_num(scaled), 0.0, 1.0)).astype(np.uint8)
 
 
 def save_sheet(path: Path, pictures: np.ndarray, captions: Sequence[str]) -> None:

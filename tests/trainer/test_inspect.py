@@ -1,5 +1,6 @@
 import io
 import re
+import types
 
 import numpy as np
 import pytest
@@ -100,6 +101,8 @@ def test_numbers_that_hardly_repeat_are_not_shown_as_classes():
         (np.int64(1234), '1,234'),
         (np.array([0.5, 1.0]), '0.5 1'),
         (np.arange(100), '0 to 99, mean 49.5'),
+        (np.array([b'red', b'', b'a\nb'], object), 'red, , a b'),
+        (np.array([b'x'] * 9, object), 'x, x, x, x, x, x, x, x, ...'),
     ],
 )
 def test_a_value_is_shown_short(value, text):
@@ -109,6 +112,8 @@ def test_a_value_is_shown_short(value, text):
 def test_images_are_found_by_their_shape():
     assert inspect_data.image_of(digits()) == 'image'
     assert inspect_data.image_of(Arrays({'x': np.zeros([4, 8, 2])})) is None
+    texts = types.SimpleNamespace(element_spec={'x': tf.TensorSpec([8, 8, 1], tf.string)})
+    assert inspect_data.image_of(texts) is None
 
 
 def test_pictures_go_from_black_to_white():
@@ -133,6 +138,27 @@ def test_a_sheet_and_tensorboard_show_labelled_pictures(tmp_path, channels):
             found[value.tag] = tf.io.decode_png(tf.make_ndarray(value.tensor)[2])
     assert list(found) == tags
     np.testing.assert_array_equal(found['cow/3'], pictures[3])
+
+
+def test_images_without_a_finite_number_are_black(tmp_path):
+    images = np.full([4, 6, 6, 1], np.nan, np.float32)
+    inspect._picture({'train': Arrays({'image': images})}, None, str(tmp_path / 'tb'))
+    (events,) = (tmp_path / 'tb' / 'train').iterdir()
+    found = [
+        tf.io.decode_png(tf.make_ndarray(value.tensor)[2]).numpy()
+        for event in tf.compat.v1.train.summary_iterator(str(events))
+        for value in event.summary.value
+    ]
+    assert len(found) == 4
+    assert not np.any(found)
+
+
+def test_where_all_images_are_damaged_it_is_told(tmp_path):
+    bad = Numbered(5, bad=range(5))
+    with pytest.raises(ConfigError, match='all that were looked at are damaged'):
+        inspect._picture({'train': bad}, str(tmp_path / 'a.png'), None)
+    inspect._picture({'train': bad, 'test': Numbered(5)}, str(tmp_path / 'a.png'), None)
+    assert (tmp_path / 'a.png').exists()
 
 
 def test_pictures_that_cannot_be_written_are_told(tmp_path):
