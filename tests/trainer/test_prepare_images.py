@@ -9,6 +9,7 @@ from tests.trainer.preparing import checksums, prepare
 from trainer.data.arrays import Arrays
 from trainer.data.image_folder import image_folder
 from trainer.data.prepared import prepared
+from trainer.data.subset import subset
 
 SHAPE = (16, 12, 3)
 
@@ -51,6 +52,15 @@ def test_images_stay_encoded_as_they_are_in_their_files(folder, tmp_path, files)
     assert checksums(again).items() >= {
         (name, digest) for name, digest in checksums(out).items() if name != 'dataset.json'
     }
+
+
+def test_so_do_those_of_a_part(folder, tmp_path):
+    source = subset(image_folder(folder, SHAPE), end=0.5, seed=3)
+    out = prepare(tmp_path / 'out', {'train': source})
+    assert stored_as(out) == 'image'
+    check_equal(prepared(out), source)
+    contents = prepared(out).stored(np.arange(6))['image']
+    assert contents == [open(source.where(i), 'rb').read() for i in range(6)]  # noqa: SIM115
 
 
 def test_what_reading_again_would_change_is_stored_as_pixels(folder, tmp_path):

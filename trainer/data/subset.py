@@ -1,7 +1,9 @@
 """Part of a source, such as what is held out for evaluation."""
 
 import hashlib
+from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from trainer.data import order
@@ -63,6 +65,9 @@ class Subset(Source):
 
     def fetch(self, indices: tf.Tensor) -> Features:
         return self._source.fetch(self._in_source(indices))
+
+    def stored(self, indices: np.ndarray) -> dict[str, Sequence[bytes]]:
+        return self._source.stored(self._in_source(tf.constant(indices, tf.int64)).numpy())
 
     def bounds(self, feature: str) -> tuple[float, float] | None:
         """Returns the bounds in the whole."""
