@@ -374,7 +374,9 @@ def train(
                         save(step)
                 if stopping and step < end:
                     checkpoints.close()
-                    raise Preempted(f'saved step {step} of {last_step} after a signal')
+                    raise Preempted(
+                        f'saved step {step} of {last_step} after a signal; the same command goes on'
+                    )
 
             # ---- The end.
             phases.enter('saving', step=step)

@@ -160,6 +160,7 @@ def image_folder(
     directory = directory.rstrip('/')
     _check_settings(shape, classes, fit)
     if split is not None:
+        _check_split(directory, split)
         if classes is None and split != 'train':
             classes = _classes(f'{directory}/train')
         directory = f'{directory}/{split}'
@@ -205,6 +206,18 @@ def _classes(directory: str) -> list[str]:
         return _list(directory)[0]
     with _told(directory):
         return sorted(_folders(directory))
+
+
+def _check_split(directory: str, split: str) -> None:
+    beside = _names(PurePath(directory))
+    if files.is_url(directory) or not beside or split in beside:
+        return
+    raise ConfigError(
+        f'{directory!r} has no folder {split!r}; it holds {_few(sorted(beside))}.'
+        f'{nearest(split, beside)} To divide one folder of classes instead, set '
+        'image_folder.split = None and take a part of it with @subset(): see '
+        'docs/data/images.md.'
+    )
 
 
 def _list(directory: str) -> tuple[list[str], list[tuple[str, int]]]:

@@ -6,12 +6,14 @@ the data's deterministic preprocessing is inside.
 """
 
 import json
+import keyword
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import keras
@@ -59,7 +61,8 @@ def export(
     Returns:
         The directory of the SavedModel. Its signature `serving_default` maps the raw features
         [batch, ...] to 'outputs', or to the names of a model with several outputs; 'output_0',
-        'output_1', ... where they have none.
+        'output_1', ... where they have none. What the features' arguments are called, see
+        `argument_names`.
 
     Raises:
         ConfigError: there is no such checkpoint, or it is of another model.
@@ -93,12 +96,17 @@ def export(
         archive.track(built)
         for resource in getattr(data.preprocess, 'resources', ()):
             archive.track(resource)
-        # A named spec is what gives an argument of the signature the feature's name.
+        arguments = argument_names(raw_spec(data))
+
+        def serve_arguments(tensors):
+            return serve({name: tensors[argument] for name, argument in arguments.items()})
+
+        # A named spec is what gives an argument of the signature its name.
         signature = {
-            name: tf.TensorSpec(spec.shape, spec.dtype, name)
+            arguments[name]: tf.TensorSpec(spec.shape, spec.dtype, arguments[name])
             for name, spec in raw_spec(data).items()
         }
-        archive.add_endpoint('serving_default', serve, input_signature=[signature])
+        archive.add_endpoint('serving_default', serve_arguments, input_signature=[signature])
         dirs.export.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f'.tmp-{step}-', dir=dirs.export))
         try:
@@ -112,6 +120,31 @@ def export(
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return target
+
+
+def argument_names(features: Iterable[str]) -> dict[str, str]:
+    """Returns feature -> the argument of the signature that takes it.
+
+    What is no English letter, digit or '_' becomes '_', as in `customer_id` for 'customer id'; what
+    does not begin with a letter gets `arg_` before it. A name that is taken or that Python keeps
+    for itself is numbered: `customer_id_1`. TensorFlow does not tell 'A' from 'a'.
+    """
+    taken = {'self', *map(str.lower, keyword.kwlist)}
+    arguments: dict[str, str] = {}
+    # Names that can stay as they are come first.
+    for name in sorted(features, key=lambda name: (_argument(name) != name, name)):
+        argument, copy = _argument(name), 0
+        while argument.lower() in taken:
+            copy += 1
+            argument = f'{_argument(name)}_{copy}'
+        taken.add(argument.lower())
+        arguments[name] = argument
+    return arguments
+
+
+def _argument(name: str) -> str:
+    name = re.sub(r'[^A-Za-z0-9_]', '_', name)
+    return name if name[:1].isalpha() else f'arg_{name}'
 
 
 def _origin(exported: Path) -> dict | None:
@@ -142,7 +175,10 @@ def _prove(aside: Path, serve: Callable, data: Data, tolerance: float) -> None:
     count = min(_EXAMPLES, data.source.num_examples or _EXAMPLES)
     examples = data.source.fetch(tf.range(count, dtype=tf.int64))
     features = {name: examples[name] for name in raw_spec(data)}
-    np.savez(aside / 'features.npz', **{name: _plain(v) for name, v in features.items()})
+    arguments = argument_names(features)
+    # With '_' before them, as `savez` has parameters of its own.
+    raw = {f'_{arguments[name]}': _plain(v) for name, v in features.items()}
+    np.savez(aside / 'features.npz', **raw)
     outputs = {name: v.numpy().astype(np.float32) for name, v in serve(features).items()}
     np.savez(aside / 'outputs.npz', **outputs)
     # By its path: the file alone, so that nothing of Phalanx is imported there.

@@ -17,7 +17,8 @@ def main(directory: str, tolerance: float) -> int:
         return tf.io.parse_tensor(array.tobytes(), tf.string) if is_text else tf.constant(array)
 
     with np.load(os.path.join(directory, 'features.npz')) as features:
-        got = signature(**{name: tensor(name, features[name]) for name in features.files})
+        raw = {name.removeprefix('_'): features[name] for name in features.files}
+    got = signature(**{name: tensor(name, array) for name, array in raw.items()})
     with np.load(os.path.join(directory, 'outputs.npz')) as expected:
         for name in expected.files:
             if name not in got:

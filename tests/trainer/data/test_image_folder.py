@@ -235,8 +235,11 @@ def test_a_folder_that_cannot_be_trained_on_is_refused(tmp_path, change, said):
         ({'shape': (16, 16)}, r'shape is \(16, 16\)'),
         ({'shape': (16, 16, 4)}, r'channels \(1 or 3\)'),
         ({'shape': (16, 0, 3)}, r'shape is \(16, 0, 3\)'),
-        ({'split': 'tests'}, r"no image folder '.*/train'"),
         ({'directory': 'https://me:key@host/x'}, r"'https://host/x', but servers .* do not list"),
+        (
+            {'split': 'train'},
+            r"no folder 'train'; it holds 'cat', 'dog'\..*split = None .*@subset\(\)",
+        ),
     ],
 )
 def test_a_mistaken_setting_is_refused(tmp_path, setting, said):

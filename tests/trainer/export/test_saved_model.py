@@ -15,7 +15,7 @@ from trainer.checkpoint import Checkpoints
 from trainer.data.arrays import Arrays
 from trainer.data.batch import Data, batch_spec, model_inputs, raw_spec
 from trainer.export import verify
-from trainer.export.saved_model import export
+from trainer.export.saved_model import argument_names, export
 from trainer.models.mlp import mlp
 from trainer.state import State, build_model
 
@@ -105,6 +105,20 @@ def own_outputs(arguments, features):
     if isinstance(outputs, list):
         return {f'output_{i}': value for i, value in enumerate(outputs)}
     return outputs if isinstance(outputs, dict) else {'outputs': outputs}
+
+
+def test_arguments_have_the_names_of_features_or_the_nearest_that_tensorflow_takes():
+    names = ['customer id', 'customer_id', 'price (€)', '1st', 'class', 'A', 'a', '']
+    assert argument_names(names) == {
+        'customer id': 'customer_id_1',
+        'customer_id': 'customer_id',
+        'price (€)': 'price____',
+        '1st': 'arg_1st',
+        'class': 'class_1',
+        'A': 'A',
+        'a': 'a_1',
+        '': 'arg_',
+    }
 
 
 @pytest.mark.slow
