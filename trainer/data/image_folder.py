@@ -162,6 +162,7 @@ def image_folder(
     if split is not None:
         _check_split(directory, split)
         if classes is None and split != 'train':
+            _check_split(directory, 'train')
             classes = _classes(f'{directory}/train')
         directory = f'{directory}/{split}'
     found, listing = _list(directory)

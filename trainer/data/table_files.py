@@ -62,7 +62,7 @@ def column_names(
                 if name not in names:
                     raise ConfigError(
                         f'{parameter} names {name!r}, which is no column of {path}. Its columns '
-                        f'are {", ".join(names)}.{nearest(name, names)}'
+                        f'are {", ".join(names)}.{_hint(names) or nearest(name, names)}'
                     )
         differing = {*first} ^ {*names}
         if differing and 'table.columns' not in wanted:
@@ -73,6 +73,11 @@ def column_names(
                 f'{not_there}. Name the columns to be read, which all must have, in table.columns.'
             )
     return first
+
+
+def _hint(names: Sequence[str]) -> str:
+    found = [sign for sign in (';', '\t', '|') if len(names) == 1 and sign in names[0]]
+    return f' If cells are separated by {found[0]!r}, set table.delimiter.' if found else ''
 
 
 def batches(path: str, form: Format, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -256,6 +256,11 @@ def test_a_slip_of_the_pen_is_told(write, options, message):
         table(path, **options)
 
 
+def test_a_file_with_another_delimiter_is_told_by_its_only_column(write):
+    said = "Its columns are x;y. If cells are separated by ';', set table.delimiter."
+    refused(write, 'x;y\n1;2\n', said, label='y')
+
+
 def test_files_without_a_header_get_their_names(write):
     source = table(write('1;x\n2;y\n'), names=['n', 't'], delimiter=';')
     assert read(source) == {'n': [1, 2], 't': [b'x', b'y']}
