@@ -130,7 +130,6 @@ def test_the_index_is_made_once_and_again_when_a_file_has_changed(tmp_path, monk
     source = TFRecords(paths, FEATURES)
     assert sorted(scanned) == paths
     assert source.fetch(tf.range(5, dtype=tf.int64))['x'].numpy().tolist() == [0, 1, 7, 8, 9]
-    assert len(list(tmp_path.glob('.phalanx/tfrecord-index-*-*-*'))) == 1
 
 
 def test_several_who_need_the_index_at_once_get_the_same(tmp_path):
