@@ -1,7 +1,17 @@
 """The ways in which a run ends before its time, each with its own exit code."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_WEB_URL = re.compile(
+    r'\b(https?://)(?:[^\s/?#"\']*@)?([^\s?#"\'<>]*)(\?[^\s"\'<>]*?(?=[,.;:)]*(?:[\s"\'<>]|$)))?'
+)
+
+
+def shown(text: str) -> str:
+    """Returns a text with the URLs of the web in it without passwords, keys and signatures."""
+    return _WEB_URL.sub(lambda url: f'{url[1]}{url[2]}{"?..." if url[3] else ""}', text)
 
 
 class ConfigError(ValueError):
@@ -16,9 +26,9 @@ class ConfigError(ValueError):
     ag_pass_through = True
 
     def __init__(self, message: str):
-        super().__init__(message)
         # Gin wraps exceptions and appends to str(error); this stays what was said.
-        self.message = message
+        self.message = shown(message)
+        super().__init__(self.message)
 
 
 class Preempted(Exception):
@@ -53,12 +63,18 @@ class ReadError(OSError):
 
     exit_code = 1
 
+    def __init__(self, message: str):
+        super().__init__(shown(message))
+
 
 class BadRecord(ValueError):
     """A record of the data is damaged. Raised where records are read; says what is wrong with it.
 
     TensorFlow turns it into InvalidArgumentError, which its own operations raise for the same.
     """
+
+    def __init__(self, message: str):
+        super().__init__(shown(message))
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from trainer.data import example
 from trainer.data.source import Features, Source
-from trainer.errors import BadRecord
+from trainer.errors import BadRecord, shown
 
 
 class Runs(NamedTuple):
@@ -105,4 +105,4 @@ class Records(Source):
 
     def where(self, index: int) -> str:
         file = int(np.searchsorted(self._firsts, index, 'right')) - 1
-        return f'{self._paths[file]}, record {index - int(self._firsts[file])}'
+        return f'{shown(self._paths[file])}, record {index - int(self._firsts[file])}'

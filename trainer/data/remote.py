@@ -26,8 +26,8 @@ from absl import logging
 
 from trainer.data import stores
 from trainer.data.files import Range, Stat
-from trainer.data.stores import Refused, Store, shown
-from trainer.errors import ConfigError, ReadError, nearest
+from trainer.data.stores import Refused, Store
+from trainer.errors import ConfigError, ReadError, nearest, shown
 
 _Result = TypeVar('_Result')
 
@@ -146,11 +146,11 @@ async def _expand(pattern: str) -> list[str]:
         if not isinstance(refused, Refused):
             raise
         if not refused.missing:
-            raise ConfigError(f'{shown(pattern)} cannot be read: {refused}') from None
+            raise ConfigError(f'{pattern} cannot be read: {refused}') from None
         found = {}
     if not found:
         there = await _beside(store, pattern)
-        raise ConfigError(f'There is no data file {shown(pattern)!r}.{nearest(pattern, there)}')
+        raise ConfigError(f'There is no data file {pattern!r}.{nearest(pattern, there)}')
     return sorted(found)
 
 
@@ -229,7 +229,7 @@ async def _tried(url: str, attempt: Callable[[], Awaitable[_Result]]) -> _Result
         reason = str(last) or 'no answer in time'
         if isinstance(last, Refused) or took >= seconds:
             raise ReadError(
-                f'{shown(url)} could not be read, in {tries} {"try" if tries == 1 else "tries"} '
+                f'{url} could not be read, in {tries} {"try" if tries == 1 else "tries"} '
                 f'and {took:.1f} s: {reason}'
             ) from last
         pause = random.uniform(0.0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**tries))
@@ -238,7 +238,7 @@ async def _tried(url: str, attempt: Callable[[], Awaitable[_Result]]) -> _Result
             '%s cannot be read (%s); it is tried again, for up to %.0f s',
             _WARN_EVERY,
             shown(url),
-            reason,
+            shown(reason),
             seconds,
         )
         await asyncio.sleep(min(pause, seconds - took))

@@ -88,13 +88,11 @@ def kind(url: str) -> str:
     scheme, _, place = url.partition('://')
     if scheme not in _KINDS:
         raise ConfigError(
-            f'There is no way to read {shown(url)!r}: files are read from {", ".join(_KINDS)} and '
+            f'There is no way to read {url!r}: files are read from {", ".join(_KINDS)} and '
             f'from local paths.{nearest(scheme, _KINDS)}'
         )
     if not re.match(r'[^/*?[]+/.', place):
-        raise ConfigError(
-            f'{shown(url)!r} names no file: a URL is {scheme}://{_PLACES[scheme[0]]}.'
-        )
+        raise ConfigError(f'{url!r} names no file: a URL is {scheme}://{_PLACES[scheme[0]]}.')
     return _KINDS[scheme]
 
 
@@ -117,18 +115,9 @@ def open_store(url: str, *, silence: float) -> Store:
         return store(importlib.import_module(module), silence)
     except ImportError as error:
         raise ConfigError(
-            f'{shown(url)} cannot be read: {error.name or error} is not installed. Run: '
+            f'{url} cannot be read: {error.name or error} is not installed. Run: '
             f"pip install 'phalanx[{extra}]'"
         ) from None
-
-
-def shown(url: str) -> str:
-    """Returns a URL without what may be secret, for messages: passwords and signatures."""
-    scheme, _, rest = url.partition('://')
-    if not scheme.startswith('http'):
-        return url
-    place, question, _ = rest.rpartition('@')[2].partition('?')
-    return f'{scheme}://{place}{question and "?..."}'
 
 
 class _HTTP(Store):

@@ -13,7 +13,7 @@ from trainer.data import kept
 from trainer.data.files import expand
 from trainer.data.source import Features, Source
 from trainer.data.table_rows import CELLS, Rows
-from trainer.errors import ConfigError, nearest
+from trainer.errors import ConfigError, nearest, shown
 
 _MISSING = ('', 'NA', 'N/A', 'n/a', 'NaN', 'nan', 'NULL', 'null', 'None')
 _DTYPES = {'number': tf.float32, 'integer': tf.int64, 'text': tf.string}
@@ -90,7 +90,7 @@ class Table(Source):
         row = int(index)
         for path, count in zip(self.files, self.rows.counts, strict=True):
             if row < count:
-                return f'{path}, row {row + 1}'
+                return f'{shown(path)}, row {row + 1}'
             row -= count
         raise IndexError(f'{index} of {self.num_examples}')
 

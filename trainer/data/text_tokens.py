@@ -12,7 +12,7 @@ import tokenizers
 
 from trainer.data import files as data_files
 from trainer.data import kept
-from trainer.errors import ConfigError, nearest
+from trainer.errors import ConfigError, nearest, shown
 
 _PIECE_BYTES = 2**18
 _PIECES_AT_ONCE = 64
@@ -81,7 +81,7 @@ class Tokens:
         # The first token of a file is the separator.
         place = max(0, token - first - (offset == 0))
         characters = self._encode([text])[0].offsets[place][0] if token > first else 0
-        return f'{path}, byte {offset + len(text[:characters].encode())}'
+        return f'{shown(path)}, byte {offset + len(text[:characters].encode())}'
 
     def _encode(self, texts: list[str]) -> list[tokenizers.Encoding]:
         return self._tokenizer.encode_batch(texts, add_special_tokens=False)

@@ -9,11 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests import faults, servers
 from tests.processes import environment
-from trainer.data import files, remote, stores
-from trainer.errors import ConfigError, ReadError
+from trainer.data import example, files, remote
+from trainer.data.tfrecord import tfrecord
+from trainer.errors import BadRecord, ConfigError, ReadError, shown
 
 SIZE = 1_500_000
 # What is in a folder whose name begins with a dot, in one with the characters of patterns.
@@ -235,8 +237,56 @@ def test_an_unknown_kind_of_store_is_told_with_the_nearest():
 
 
 def test_messages_hide_keys():
-    assert stores.shown('https://me:secret@host/a?Signature=x') == 'https://host/a?...'
-    assert stores.shown('s3://bucket/a?b@c') == 's3://bucket/a?b@c'
+    for text, said in [
+        ('https://me:secret@host/a?Signature=x', 'https://host/a?...'),
+        ("of 'http://me:a@b@host/a?x=1@2/3', row 3.", "of 'http://host/a?...', row 3."),
+        ('see https://host/a?x=y, or http://b/c.', 'see https://host/a?..., or http://b/c.'),
+        ('https://host/a@v2/b#c', 'https://host/a@v2/b#c'),
+        ('s3://bucket/a?b@c', 's3://bucket/a?b@c'),
+        ('http/data?.csv', 'http/data?.csv'),
+    ]:
+        assert shown(text) == said
+        for error in (ConfigError, ReadError, BadRecord):
+            assert str(error(text)) == said
+
+
+def test_no_key_of_a_url_is_shown_or_kept(directory, network, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv('PHALANX_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setenv('PHALANX_READ_SECONDS', '1')
+    caplog.set_level('DEBUG', 'absl')
+    with tf.io.TFRecordWriter(str(directory / 'd' / 'a.tfrecord')) as writer:
+        for number in range(3):
+            spec = example.spec({'x': ('int64', ())})
+            writer.write(example.serialize({'x': number}, spec))
+    (directory / 'd' / 'b.tfrecord').write_bytes(b'no record at all, but some text')
+    (directory / 'd' / 'empty.tfrecord').touch()
+    place = network().replace('http://', 'http://user:PASSWORD@')
+
+    def signed(name, date=1):
+        return f'{place}/{name}?X-Amz-Credential=a/b&X-Amz-Date={date}&X-Amz-Signature=SECRET{date}'
+
+    source = tfrecord(signed('a.tfrecord'), {'x': ('int64', ())})
+    said = [source.where(1)]
+    assert source.fetch(tf.constant([2, 0], tf.int64))['x'].numpy().tolist() == [2, 0]
+    kept = sorted((tmp_path / 'cache').rglob('*'))
+    tfrecord(signed('a.tfrecord', 2), {'x': ('int64', ())})
+    assert sorted((tmp_path / 'cache').rglob('*')) == kept  # Signed anew, the file is the same.
+    network.proxy.out = True
+    with pytest.raises(ReadError) as unread:
+        source.read(np.array([1]))
+    said.append(str(unread.value))
+    network.proxy.out = False
+    for names in (['b'], ['empty'], ['c'], ['a', 'a'], ['*a'], ['nowhere/a']):
+        with pytest.raises(ConfigError) as error:
+            tfrecord([signed(f'{name}.tfrecord') for name in names], {'x': ('int64', ())})
+        said += [str(error.value), error.value.message]
+    assert all('a.tfrecord' in text for text in said[:2])
+    (directory / 'd' / 'empty.tfrecord').unlink()
+    for path in (tmp_path / 'cache').rglob('*'):
+        said += [str(path), *([repr(path.read_bytes())] if path.is_file() else [])]
+    for text in (*said, caplog.text):
+        assert 'PASSWORD' not in text
+        assert 'SECRET' not in text
 
 
 @pytest.mark.slow
