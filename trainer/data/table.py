@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from trainer.data import kept
 from trainer.data.files import expand
@@ -182,7 +183,38 @@ def table(
     }
     build = functools.partial(_build, paths=paths, **settings)
     directory = kept.keep('table-2', paths, build, json.dumps(settings))
-    return Table(Rows(directory), paths, label=label, classes=classes)
+    made = Table(Rows(directory), paths, label=label, classes=classes)
+    _tell(made)
+    return made
+
+
+def _tell(made: Table) -> None:
+    """Logs what the columns were taken for, and warns of those that may be names of rows."""
+    texts = {
+        name: len(column.vocabulary) - 1
+        for name, column in made.rows.columns.items()
+        if column.kind == 'text' and name != made.label
+    }
+    numbers = [name for name, kind in made.kinds.items() if kind != 'text']
+    logging.info(
+        '%s: %d rows; numbers: %s; texts (how many different): %s%s',
+        made.files[0] if len(made.files) == 1 else f'{len(made.files)} files',
+        made.num_examples,
+        ', '.join(numbers) or 'none',
+        ', '.join(f'{name} ({count})' for name, count in texts.items()) or 'none',
+        ''
+        if made.classes is None
+        else f'; {len(made.classes)} classes: '
+        + ', '.join(f'{name} ({number})' for number, name in enumerate(made.classes[:100])),
+    )
+    rows = made.num_examples
+    unlike = [name for name, count in texts.items() if rows > 100 and count > rows / 2]
+    if unlike:
+        logging.warning(
+            'Most texts in %s are different, as in a column of names or dates, so nothing can be '
+            'learnt from them. Leave such columns out: name the others in table.columns.',
+            ', '.join(map(repr, unlike)),
+        )
 
 
 def _build(directory, *, paths, label, columns, kinds, names, delimiter, missing) -> None:

@@ -256,6 +256,16 @@ def test_a_slip_of_the_pen_is_told(write, options, message):
         table(path, **options)
 
 
+def test_the_log_says_what_columns_were_taken_for_and_warns_of_names_of_rows(write, caplog):
+    rows = ''.join(f'{i},p{i},{"ab"[i % 2]},{"dog" if i % 3 else "cat"}\n' for i in range(101))
+    with caplog.at_level('INFO', logger='absl'):
+        table(write('n,id,t,y\n' + rows), label='y')
+    said, warned = (record.getMessage() for record in caplog.records[-2:])
+    assert '101 rows; numbers: n; texts (how many different): id (101), t (2); 2 cla' in said
+    assert said.endswith('classes: cat (0), dog (1)')
+    assert "Most texts in 'id' are different" in warned
+
+
 def test_a_file_with_another_delimiter_is_told_by_its_only_column(write):
     said = "Its columns are x;y. If cells are separated by ';', set table.delimiter."
     refused(write, 'x;y\n1;2\n', said, label='y')
