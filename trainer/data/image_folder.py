@@ -16,8 +16,7 @@ from absl import logging
 from trainer.data import files, image_decode
 from trainer.data.image_decode import Shape
 from trainer.data.source import Features, Source
-from trainer.data.stores import shown
-from trainer.errors import ConfigError, nearest
+from trainer.errors import ConfigError, nearest, shown
 
 ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif')
 

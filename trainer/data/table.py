@@ -198,7 +198,7 @@ def _tell(made: Table) -> None:
     numbers = [name for name, kind in made.kinds.items() if kind != 'text']
     logging.info(
         '%s: %d rows; numbers: %s; texts (how many different): %s%s',
-        made.files[0] if len(made.files) == 1 else f'{len(made.files)} files',
+        shown(made.files[0]) if len(made.files) == 1 else f'{len(made.files)} files',
         made.num_examples,
         ', '.join(numbers) or 'none',
         ', '.join(f'{name} ({count})' for name, count in texts.items()) or 'none',
