@@ -23,6 +23,9 @@ from absl import logging
 
 from trainer.checkpoint import Checkpoints
 from trainer.data.batch import Data, batch_spec, learnt, model_inputs, raw_spec
+from trainer.data.scan import Scan
+from trainer.data.source import Features, Source
+from trainer.errors import ConfigError
 from trainer.export import verify
 from trainer.model_dir import ModelDir
 from trainer.state import State, build_model
@@ -170,10 +173,29 @@ def _plain(tensor: tf.Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
+def _first_good(source: Source) -> Features:
+    """Returns the first examples, or of more of them those that can be read.
+
+    Raises:
+        ConfigError: none can.
+    """
+    if source.in_order_only:
+        return source.fetch(tf.range(_EXAMPLES, dtype=tf.int64))
+    scan = Scan(source)
+    for first in range(0, source.num_examples, _EXAMPLES):
+        found = scan.read(np.arange(first, min(first + _EXAMPLES, source.num_examples)))
+        if len(found.records):
+            spec = source.element_spec
+            return {name: tf.constant(v, spec[name].dtype) for name, v in found.features.items()}
+    raise ConfigError(
+        f'The SavedModel is tried out on examples, and all are damaged, the last one being '
+        f'{found.bad[-1].where}: {found.bad[-1].reason}. Mend the data.'
+    )
+
+
 def _prove(aside: Path, serve: Callable, data: Data, tolerance: float) -> None:
-    """Compares the SavedModel in a fresh process with `serve` here, on the first examples."""
-    count = min(_EXAMPLES, data.source.num_examples or _EXAMPLES)
-    examples = data.source.fetch(tf.range(count, dtype=tf.int64))
+    """Compares the SavedModel in a fresh process with `serve` here, on some examples."""
+    examples = _first_good(data.source)
     features = {name: examples[name] for name in raw_spec(data)}
     arguments = argument_names(features)
     # With '_' before them, as `savez` has parameters of its own.

@@ -1,5 +1,6 @@
 """Exported models serve raw features to who has nothing but TensorFlow, or are not put in place."""
 
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from tests.trainer import tiny
 from trainer.checkpoint import Checkpoints
 from trainer.data.arrays import Arrays
 from trainer.data.batch import Data, batch_spec, model_inputs, raw_spec
+from trainer.errors import BadRecord, ConfigError
 from trainer.export import verify
 from trainer.export.saved_model import argument_names, export
 from trainer.models.mlp import mlp
@@ -183,6 +185,41 @@ def test_an_export_is_replaced_only_by_one_of_another_state_and_never_lost(make_
     assert export(**arguments) == there
     assert (there / 'saved_model.pb').stat() == written
     assert sorted(p.name for p in there.parent.iterdir()) == ['2', '2.replaced-1']
+
+
+class Spoilt(Arrays):
+    """The first records are damaged, and others too."""
+
+    def fetch(self, indices):
+        def check(records):
+            if (records % 10 < self.spoilt).any():
+                raise BadRecord('it is spoilt')
+            return records
+
+        return super().fetch(
+            tf.ensure_shape(tf.numpy_function(check, [indices], tf.int64), indices.shape)
+        )
+
+
+@pytest.mark.parametrize('spoilt', [1, 8])
+def test_an_export_is_tried_out_on_examples_that_can_be_read(make_strategy, tmp_path, spoilt):
+    arguments = trained(make_strategy(1), tmp_path)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (30, 4, 4, 1)).astype(np.uint8)
+    source = Spoilt({'image': images, 'label': np.zeros(30, np.int64)})
+    source.spoilt = spoilt
+    arguments['data'] = dataclasses.replace(arguments['data'], source=source, on_bad_record='skip')
+    path = export(**arguments)
+    assert (path / 'saved_model.pb').exists()
+
+
+def test_an_export_without_an_example_is_told(make_strategy, tmp_path):
+    arguments = trained(make_strategy(1), tmp_path)
+    source = Spoilt({'image': np.zeros([9, 4, 4, 1], np.uint8), 'label': np.zeros(9, np.int64)})
+    source.spoilt = 10
+    arguments['data'] = dataclasses.replace(arguments['data'], source=source)
+    with pytest.raises(ConfigError, match='all are damaged, the last one being record 8: it is sp'):
+        export(**arguments)
 
 
 class Double(tf.Module):
