@@ -37,11 +37,20 @@ def check_batch_size(batch_size: int, num_replicas: int, accumulate: int = 1) ->
 def check_eval_data(train_data: Data, eval_data: Data) -> None:
     """Raises ConfigError unless evaluation gives the model the inputs that training gives it."""
     trained, evaluated = batch_spec(train_data)['inputs'], batch_spec(eval_data)['inputs']
-    if trained != evaluated:
+    if _kinds(trained) != _kinds(evaluated):
         raise ConfigError(
             f'The inputs of training are {_shown(trained)}, those of evaluation '
             f'{_shown(evaluated)}. Set inputs, source and preprocess of both alike.'
         )
+
+
+def _kinds(spec) -> dict:
+    """Shapes, and dtypes as far as models tell them apart: they cast floating-point inputs."""
+    specs = spec if isinstance(spec, dict) else {'': spec}
+    return {
+        name: (each.shape[1:].as_list(), 'float' if each.dtype.is_floating else each.dtype.name)
+        for name, each in specs.items()
+    }
 
 
 def _shown(spec) -> str:
