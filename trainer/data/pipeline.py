@@ -1,6 +1,9 @@
 """Batches for each replica: which rows of the global batch it gets, and when."""
 
+import atexit
 import functools
+import gc
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -10,6 +13,8 @@ from trainer.data import order
 from trainer.data.batch import PADDING, Batch, Data, batch_spec, eval_batch, train_batch
 from trainer.data.workers import DataWorkers
 from trainer.errors import ConfigError
+
+_living: weakref.WeakSet[Iterator] = weakref.WeakSet()
 
 
 def train_batches(
@@ -228,8 +233,23 @@ def _distribute(
         # batch from thread to thread for 0.17 ms.
         resolver = strategy.cluster_resolver
         worker = resolver.task_id if resolver is not None else None
-        return iter(dataset(tf.distribute.InputContext(num_replicas, worker or 0, num_replicas)))
-    return iter(strategy.distribute_datasets_from_function(dataset))
+        made = iter(dataset(tf.distribute.InputContext(num_replicas, worker or 0, num_replicas)))
+    else:
+        made = iter(strategy.distribute_datasets_from_function(dataset))
+    _living.add(made)
+    return made
+
+
+@atexit.register
+def _end() -> None:
+    """Ends the iterators that are left, while their threads can still call Python.
+
+    An iterator waits for its calls when it goes. Python, when it ends, ends threads that call it:
+    whoever goes after that waits for ever.
+    """
+    for iterator in list(_living):
+        vars(iterator).clear()
+    gc.collect()
 
 
 def _check_batch_size(global_batch_size: int, strategy: tf.distribute.Strategy) -> None:

@@ -3,11 +3,14 @@
 import dataclasses
 import functools
 import hashlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.processes import environment
 from trainer.data import augment, order
 from trainer.data.arrays import Arrays
 from trainer.data.batch import Data, batch_spec, model_inputs, raw_spec
@@ -299,3 +302,37 @@ def test_data_that_does_not_fit_together_is_refused_before_anything_is_read(
 ):
     with pytest.raises(ConfigError, match=said):
         train_batches(numbered(20, **options), strategy, **START, global_batch_size=32)
+
+
+@pytest.mark.slow
+def test_a_script_ends_that_still_holds_its_batches():
+    program = """
+import numpy as np, tensorflow as tf
+from trainer.data.batch import Data
+from trainer.data.pipeline import train_batches
+from trainer.data.source import Source
+
+class Slow(Source):
+    num_examples, fingerprint = 1000, ''
+    element_spec = {'image': tf.TensorSpec([4]), 'label': tf.TensorSpec([], tf.int64)}
+
+    def fetch(self, indices):
+        def read(rows):
+            return np.full((len(rows), 4), sum(range(100_000)), np.float32), rows
+
+        spec = [tf.float32, tf.int64]
+        image, label = tf.numpy_function(read, [indices], spec, stateful=False)
+        size = indices.shape[0]
+        return {'image': tf.ensure_shape(image, [size, 4]), 'label': tf.ensure_shape(label, size)}
+
+cpu = tf.config.list_physical_devices('CPU')[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])
+batches = train_batches(Data(Slow()), strategy, seed=0, global_batch_size=32, start_step=0)
+next(batches)
+print('end')
+"""
+    for _ in range(8):  # About one in four hung.
+        command = [sys.executable, '-c', program]
+        ended = subprocess.run(command, env=environment(), capture_output=True, timeout=90)
+        assert (ended.returncode, ended.stdout) == (0, b'end\n'), ended.stderr
