@@ -13,6 +13,9 @@ import subprocess
 import sys
 import time
 
+import pairs  # noqa: F401
+
+# isort: split
 import numpy as np
 import tensorflow as tf
 

@@ -3,7 +3,7 @@
 The store is an HTTP server on this machine, behind a proxy that makes every answer late. Each call
 asks for 64 records of 10 kB at random, as a batch does; so do 1 thread, and then 4.
 
-    python -m benchmarks.remote_reads
+    python benchmarks/remote_reads.py
 """
 
 import tempfile
@@ -12,6 +12,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pairs  # noqa: F401
+
+# isort: split
 import numpy as np
 
 from tests import faults, servers
