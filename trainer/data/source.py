@@ -45,7 +45,11 @@ class Source(abc.ABC):
     @property
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """SHA-256 in hexadecimal over all that `fetch` can return; a resumed run compares it."""
+        """SHA-256 in hexadecimal of the contents, by which a resumed run notices other data.
+
+        It is the same on every machine, and asked for at each start. A source that cannot afford
+        to read everything takes what it can, such as sizes and samples, and says so.
+        """
 
     @abc.abstractmethod
     def fetch(self, indices: tf.Tensor) -> Features:
