@@ -5,6 +5,7 @@ import os
 import sys
 
 import pytest
+from absl import logging as absl_logging
 
 # A machine's GPUs are used only by who asks for them.
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
@@ -49,3 +50,9 @@ def make_strategy():
 def strategy(request):
     """One device, and two and four mirrored ones in turn."""
     return _strategy(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_in_the_program():
+    """Tests call programs in this process, which set what is logged."""
+    absl_logging.set_verbosity(absl_logging.INFO)
