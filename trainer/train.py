@@ -177,10 +177,14 @@ def train(
         if eval_data is not None:
             eval_data = learnt(eval_data, preprocess)
             check_eval_data(train_data, eval_data)
-        read = [identity, eval_data and eval_data.source.fingerprint, preprocess]
+
+        def what_is_read() -> str:
+            read = [identity, eval_data and eval_data.source.fingerprint, preprocess]
+            return hashlib.sha256(json.dumps(read).encode()).hexdigest()
+
         agreement.check_same(
             'what is read',
-            lambda: hashlib.sha256(json.dumps(read).encode()).hexdigest(),
+            what_is_read,
             'All workers must see the same files: give paths that all share, or equal copies.',
         )
         state = build_state(

@@ -103,7 +103,12 @@ def _build(target: Path, build: Callable[[Path], None]) -> None:
             with open(file, 'rb+') as opened:
                 os.fsync(opened.fileno())
         os.chmod(aside, 0o755)
-        os.rename(aside, target)
+        try:
+            os.rename(aside, target)
+        except OSError:
+            # Without a lock another process may have been faster.
+            if not target.is_dir():
+                raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

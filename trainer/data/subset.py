@@ -81,7 +81,7 @@ class Subset(Source):
         return self._source.where(int(self._in_source(tf.constant([index], tf.int64))[0]))
 
     def _in_source(self, indices: tf.Tensor) -> tf.Tensor:
-        # The order of a run's first epoch, under a seed that no run has.
+        # The order of a run's first epoch, under another seed.
         return order.records(
             indices + self._first,
             num_examples=self._source.num_examples,

@@ -65,3 +65,11 @@ def test_what_a_killed_builder_has_left_is_deleted_after_a_day(path):
     age(left[1], 80_000)
     target = kept.keep('index-1', [str(path)], build)
     assert names(path) == sorted([left[1].name, target.name])
+
+
+def test_of_two_builders_without_a_lock_the_slower_takes_what_is_there(path):
+    """What two processes do on a file system that has no locks."""
+    target = kept.keep('index-1', [str(path)], build)
+    kept._build(target, lambda directory: (directory / 'made').write_text('again'))
+    assert (target / 'made').read_text() == 'made'
+    assert names(path) == [target.name]
