@@ -7,12 +7,12 @@ from pathlib import Path
 
 from absl import flags
 
+from launch import verb_flags
 from launch.replay import replay
 from launch.rerun import rerun
 from launch.run import run
 from launch.status import logs, status
 from trainer.errors import ConfigError, Preempted, WriteError, nearest
-from trainer.flags import reason
 from trainer.model_dir import ModelDir
 
 VERBS = ('run', 'check', 'status', 'logs', 'report', 'rerun', 'replay', 'prepare', 'inspect')
@@ -122,16 +122,7 @@ def _look(verb: str, argv: list[str]) -> int:
         flags.DEFINE_integer('step', None, 'Which step.', 1, flag_values=own)
         flags.DEFINE_boolean('pdb', False, 'Under the debugger.', flag_values=own)
     more = _NEEDED.get(verb, '')
-    try:
-        rest = own(['phalanx', *argv])[1:]
-    except flags.UnrecognizedFlagError as error:
-        mend = nearest(error.flagname, list(own))
-        raise ConfigError(
-            f'Unknown flag --{error.flagname} of phalanx {verb}.{mend} phalanx --help lists the '
-            'flags.'
-        ) from None
-    except flags.Error as error:
-        raise ConfigError(f'{reason(error)}. phalanx --help lists the flags.') from None
+    rest = verb_flags.parse(own, verb, argv)
     if len(rest) != 1:
         raise ConfigError(f'Of which job? Write: phalanx {verb} DIR{more}, its model_dir.')
     dirs = ModelDir(rest[0])

@@ -6,7 +6,6 @@ from absl import flags
 
 from trainer import gin_files
 from trainer.errors import ConfigError, nearest
-from trainer.flags import reason, rewrite_gin_flags
 
 _SPLITS = 'splits.gin'  # Leads from the macros of a file of data/ to the sources.
 
@@ -19,24 +18,6 @@ def define() -> flags.FlagValues:
     flags.DEFINE_multi_string('gin_bindings', [], 'A line of gin.', flag_values=values)
     flags.DEFINE_multi_string('gin_search_path', [], 'For .gin files.', flag_values=values)
     return values
-
-
-def parse(values: flags.FlagValues, verb: str, argv: Sequence[str]) -> list[str]:
-    """Parses the arguments of a verb and returns those that are no flags.
-
-    Raises:
-        ConfigError: a flag is unknown, lacks its value or has a wrong one.
-    """
-    try:
-        return values(['phalanx', *rewrite_gin_flags(argv)])[1:]
-    except flags.UnrecognizedFlagError as error:
-        mend = nearest(error.flagname, list(values))
-        raise ConfigError(
-            f'Unknown flag --{error.flagname} of phalanx {verb}.{mend} phalanx --help lists the '
-            'flags.'
-        ) from None
-    except flags.Error as error:
-        raise ConfigError(f'{reason(error)}. phalanx --help lists the flags.') from None
 
 
 def check_choice(flag: str, value: str, known: Sequence[str]) -> None:

@@ -14,10 +14,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from launch import data_flags
+from launch import data_flags, verb_flags
 from trainer.console import hidden_stderr
 from trainer.data import dataset, statistics
 from trainer.errors import ConfigError
+from trainer.flags import rewrite_gin_flags
 
 if TYPE_CHECKING:
     from trainer.data.source import Source
@@ -56,7 +57,7 @@ def inspect(argv: Sequence[str]) -> int:
     flags.DEFINE_boolean('verify', False, 'Read everything.', **new)
     flags.DEFINE_string('png', None, 'A file for some images.', **new)
     flags.DEFINE_string('tensorboard', None, 'A directory for some images.', **new)
-    rest = data_flags.parse(own, 'inspect', argv)
+    rest = verb_flags.parse(own, 'inspect', rewrite_gin_flags(argv))
     if len(rest) + bool(own.gin_file) != 1:
         raise ConfigError(
             'What shall be looked at? Write: phalanx inspect DIR, of prepared data, or phalanx '

@@ -11,11 +11,12 @@ from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from launch import data_flags
+from launch import data_flags, verb_flags
 from launch.crew import Crew
 from trainer import gin_files
 from trainer.data import dataset
 from trainer.errors import ConfigError, Preempted
+from trainer.flags import rewrite_gin_flags
 from trainer.unfinished import Unfinished
 
 _FORMATS = ('array_record', 'tfrecord')
@@ -43,7 +44,7 @@ def prepare(argv: Sequence[str]) -> int:
     flags.DEFINE_float('shard_mb', None, 'About how large they are.', 1e-3, **new)
     flags.DEFINE_integer('processes', None, 'At the same time.', 1, **new)
     flags.DEFINE_string('on_bad_record', 'stop', 'What is done then.', **new)
-    rest = data_flags.parse(own, 'prepare', argv)
+    rest = verb_flags.parse(own, 'prepare', rewrite_gin_flags(argv))
     data_flags.check_choice('format', own.format, _FORMATS)
     data_flags.check_choice('on_bad_record', own.on_bad_record, _ON_BAD_RECORD)
     if own.shards and own.shard_mb:

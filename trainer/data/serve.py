@@ -12,7 +12,7 @@ from absl import logging
 
 from trainer.data import bad_records
 from trainer.data.batch import Batch, Data, eval_batch, learnt, train_batch
-from trainer.data.workers import OPTIONS, SERVICE, Task, digest, pack, task_named
+from trainer.data.protocol import OPTIONS, SERVICE, Task, digest, pack, task_named
 from trainer.errors import ConfigError
 
 # An error travels in gRPC's metadata, of which 8 KB arrive for certain, and where a byte may take

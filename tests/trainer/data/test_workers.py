@@ -20,10 +20,11 @@ from trainer.data.batch import Data
 from trainer.data.digits import digits
 from trainer.data.pipeline import eval_batches, train_batches
 from trainer.data.preprocess import Adapted
+from trainer.data.protocol import SERVICE, pack, unpack
 from trainer.data.serve import Server
 from trainer.data.source import Source
 from trainer.data.stream import Stream
-from trainer.data.workers import SERVICE, DataWorkers, pack, unpack
+from trainer.data.workers import DataWorkers
 from trainer.errors import BadRecord, ConfigError
 
 SEED, BATCH, CONFIG = 5, 16, 'c' * 64
