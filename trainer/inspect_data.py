@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data import statistics
-from trainer.data.bad_records import Damage
+from trainer.data.bad_record_list import Damage
 from trainer.data.scan import Scan
 from trainer.data.source import Source
 from trainer.errors import ConfigError, WriteError

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data import dataset, example, statistics
-from trainer.data.bad_records import Damage
+from trainer.data.bad_record_list import Damage
 from trainer.data.batch import Data
 from trainer.data.scan import Batch, Scan, spread
 from trainer.data.source import Source

@@ -17,7 +17,7 @@ from trainer import version
 from trainer.agreement import Agreement
 from trainer.checkpoint import Checkpoints, Keep, check_unchanged, state_sha256
 from trainer.cluster import Cluster
-from trainer.data.bad_records import listing
+from trainer.data.bad_record_list import listing
 from trainer.data.batch import Data, bad_records_told, batch_spec, learnt, learnt_state
 from trainer.data.pipeline import train_batches, train_records
 from trainer.data.workers import DataWorkers

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from trainer.data.bad_records import DAMAGE, Damage, reason
+from trainer.data.bad_record_list import Damage
+from trainer.data.bad_records import DAMAGE, reason
 from trainer.data.source import Source
 
 _BATCH_BYTES = 2**24

@@ -11,6 +11,7 @@ import tensorflow as tf
 from absl import logging
 
 from trainer.data import bad_records
+from trainer.data.bad_record_list import listing
 from trainer.data.batch import Batch, Data, eval_batch, learnt, train_batch
 from trainer.data.protocol import OPTIONS, SERVICE, Task, digest, pack, task_named
 from trainer.errors import ConfigError
@@ -38,7 +39,7 @@ def prepare_process(*, threads: int, deterministic: bool) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(3 * threads + 1)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-    bad_records.listing.leave_to_others()
+    listing.leave_to_others()
 
 
 class Server:

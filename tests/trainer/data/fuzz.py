@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data.array_record import array_record
-from trainer.data.bad_records import fetch_good, find, listing
+from trainer.data.bad_record_list import listing
+from trainer.data.bad_records import fetch_good, find
 from trainer.data.digits import digits
 from trainer.data.image_folder import image_folder
 from trainer.data.prepared import prepared

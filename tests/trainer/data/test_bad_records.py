@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 from trainer.data.arrays import Arrays
-from trainer.data.bad_records import Damage, Listing, find, listing, note, reason, told
+from trainer.data.bad_record_list import Damage, Listing, listing
+from trainer.data.bad_records import find, note, reason, told
 from trainer.data.batch import PADDING, Data
 from trainer.data.mix import cutmix, mixup
 from trainer.data.pipeline import eval_batches, train_batches, train_records

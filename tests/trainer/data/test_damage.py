@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from trainer.data import table as table_module
 from trainer.data.array_record import array_record
-from trainer.data.bad_records import find, listing
+from trainer.data.bad_record_list import listing
+from trainer.data.bad_records import find
 from trainer.data.batch import Data
 from trainer.data.image_folder import image_folder
 from trainer.data.pipeline import train_batches

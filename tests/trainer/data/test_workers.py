@@ -15,7 +15,7 @@ from tests.trainer.data.test_pipeline import AUGMENT, joined, sha256, take
 from trainer.data import augment
 from trainer.data import workers as data_workers
 from trainer.data.arrays import Arrays
-from trainer.data.bad_records import listing
+from trainer.data.bad_record_list import listing
 from trainer.data.batch import Data
 from trainer.data.digits import digits
 from trainer.data.pipeline import eval_batches, train_batches
