@@ -47,7 +47,7 @@ def test_every_run_comes_to_the_same_model(results):
             np.testing.assert_allclose(
                 found[case]['metrics']['eval/loss'],
                 expected['metrics']['eval/loss'],
-                rtol=5e-3,  # Dropout and batch normalisation go by the replica.
+                rtol=1e-3,  # Batch normalisation goes by the replica.
                 err_msg=f'{case} on {topology}',
             )
 
