@@ -185,7 +185,9 @@ def test_memory_stays_flat_on_ten_times_as_much_data(directory, kind):
         file=sys.stderr,
     )
     if kind == 'hoards':
-        assert code not in (0, None), 'the limit limits nothing'
+        # It dies of it, or hangs where a thread of TensorFlow's got no memory.
+        assert code != 0 and steps(said) < math.ceil(3 * NUM / 32), 'the limit limits nothing'
+        assert used.max() - used[0] > 0.9 * ALLOWANCE / 2**20, output
         return
     assert code == 0, output
     assert steps(said) == math.ceil(3 * NUM / 32)
