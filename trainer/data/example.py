@@ -262,7 +262,7 @@ def _images(files: tf.Tensor, shape: image_decode.Shape) -> tf.Tensor:
 
     contents, plans = tf.numpy_function(plan, [files], [tf.string, tf.int32], stateful=False)
     contents.set_shape(files.shape)
-    plans.set_shape([*files.shape, 8])
+    plans.set_shape([*files.shape, image_decode.PLAN_SIZE])
     return image_decode.decode(contents, plans, shape)
 
 

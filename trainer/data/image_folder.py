@@ -23,6 +23,9 @@ ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif')
 # So many files have their contents looked at for the fingerprint.
 _SAMPLED = 256
 _THREADS = 16
+# Of a JPEG file so large no more than the beginning is read here, where its header is, and all by
+# the operation that decodes it: Python and NumPy would each make a copy.
+_LARGE, _HEAD = 2**20, 2**16
 # Goes up when the same files are decoded to other bits.
 _VERSION = 2
 
@@ -89,7 +92,7 @@ class ImageFolder(Source):
             self._read, [indices], [tf.string, tf.int32, tf.int64], stateful=False
         )
         contents.set_shape(indices.shape)
-        plans.set_shape([*indices.shape, 8])
+        plans.set_shape([*indices.shape, image_decode.PLAN_SIZE])
         return {'image': image_decode.decode(contents, plans, self._shape), 'label': labels}
 
     def where(self, index: int) -> str:
@@ -108,10 +111,20 @@ class ImageFolder(Source):
         return {'image': files.read_ranges(ranges)}
 
     def _read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        read = self.stored(indices)['image']
-        contents, plans = image_decode.plan(read, self._shape, self._fit)
+        large = (self._sizes[indices] >= _LARGE) & (not files.is_url(self._directory))
+        sizes = np.where(large, _HEAD, self._sizes[indices]).tolist()
+        paths = [self.where(i) for i in indices]
+        heads = files.read_ranges([files.Range(p, 0, s) for p, s in zip(paths, sizes, strict=True)])
+        for place in np.flatnonzero(large):
+            if not image_decode.has_whole_header(heads[place]):
+                large[place] = False
+                heads[place] = self.stored(indices[place : place + 1])['image'][0]
+        contents, plans = image_decode.plan(heads, self._shape, self._fit)
         strings = np.empty(len(contents), object)
         strings[:] = contents
+        for place in np.flatnonzero(large):
+            strings[place] = os.fsencode(paths[place])
+        plans[:, -1] = large
         return strings, plans, self._labels[indices]
 
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tests import servers
+from trainer.data import image_decode
 from trainer.data.batch import Data
 from trainer.data.digits import digits
 from trainer.data.image_folder import image_folder
@@ -341,3 +342,29 @@ def test_a_folder_in_a_store_of_objects_is_the_same_data(directory, tmp_path, mo
             np.testing.assert_array_equal(found, expected)
         with pytest.raises(ConfigError, match='no data file'):
             image_folder(f's3://{servers.BUCKET}/photo', SHAPE)
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A folder with photographs of more than 1 MB, one of whose headers is longer than 64 kB."""
+    pixels = np.random.default_rng(0).integers(0, 256, [1000, 1200, 3], np.uint8)
+    for name, more in (('cat', {}), ('dog', {'icc_profile': bytes(200_000)})):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / 'größe 1.jpg'
+        Image.fromarray(pixels).save(path, quality=95, **more)
+        assert path.stat().st_size > 2**20
+    return tmp_path
+
+
+def test_large_files_are_decoded_to_the_same_as_their_contents(large):
+    source = image_folder(large, (32, 40, 3))
+    contents = source.stored(np.arange(2))['image']
+    expected = image_decode.decode(*image_decode.plan(contents, (32, 40, 3), 'crop'), (32, 40, 3))
+    np.testing.assert_array_equal(read(source)[0], expected)
+
+
+def test_a_large_file_that_is_cut_short_fails(large):
+    path = large / 'cat' / 'größe 1.jpg'
+    os.truncate(path, 2**20 + 5)
+    with pytest.raises(tf.errors.InvalidArgumentError, match='JPEG'):
+        read(image_folder(large, (32, 40, 3)), [0])
