@@ -69,7 +69,7 @@ class Slurm:
             )
         if not records:
             raise ConfigError(f'There is no job {submitted.handle}.')
-        if any(each.elements for each in records):
+        if '_' not in job_id and any(each.elements for each in records):
             return _status_of_sweep(records)
         record = records[-1]
         hosts = expand(record.nodes)
@@ -90,7 +90,7 @@ class Slurm:
         if worker is None:
             newest = lambda: output  # noqa: E731
         else:
-            dirs = ModelDir(submitted.model_dir or output.parents[1])
+            dirs = ModelDir(output.parents[1] / job_id.partition('_')[2])
             newest = lambda: _worker_log(dirs, worker)  # noqa: E731
         path = newest()
         if not follow and not (path and path.exists()):

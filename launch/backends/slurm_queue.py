@@ -13,7 +13,7 @@ from launch.nodelist import expand
 
 _ANSWER_SECONDS = 60.0  # Slurm's own programs give up on a controller after some ten.
 
-# https://slurm.schedmd.com/job_state_codes.html; what is not here is of a job that has failed.
+# https://slurm.schedmd.com/job_state_codes.html
 _STATES = {
     'PENDING': 'pending',
     'CONFIGURING': 'pending',
@@ -32,7 +32,15 @@ _STATES = {
     'SUSPENDED': 'running',
     'COMPLETED': 'finished',
     'CANCELLED': 'cancelled',
-    'REVOKED': 'unknown',
+    'BOOT_FAIL': 'failed',
+    'DEADLINE': 'failed',
+    'FAILED': 'failed',
+    'LAUNCH_FAILED': 'failed',
+    'NODE_FAIL': 'failed',
+    'OUT_OF_MEMORY': 'failed',
+    'PREEMPTED': 'failed',
+    'RECONFIG_FAIL': 'failed',
+    'TIMEOUT': 'failed',
 }
 
 # Of https://slurm.schedmd.com/job_reason_codes.html those that do not pass by themselves.
@@ -159,26 +167,28 @@ def parse_jobs(text: str) -> list[Record]:
     """Reads what `scontrol show job` prints."""
     found = []
     for block in re.split(r'\n\s*\n', text.strip('\n')):
-        state = re.search(r'^\s+JobState=(\S+) Reason=(.*?)(?: \S+=.*)?$', block, re.MULTILINE)
-        ids = re.match(r'\s*JobId=(\d+)', block)
-        if not state or not ids:
+        # The first line holds the name of the job, which may look like anything.
+        first, _, rest = block.partition('\n')
+        ids = re.match(r'JobId=(\d+)(?: ArrayJobId=\d+ ArrayTaskId=(\S+))?', first)
+        state = re.search(r'^\s+JobState=(\S+) Reason=(.*?)(?: \S+=.*)?$', rest, re.MULTILINE)
+        if not ids or not state:
             continue
-        output = re.search(r'^\s+StdOut=(.*)$', block, re.MULTILINE)
+        output = re.search(r'^\s+StdOut=(.*)$', rest, re.MULTILINE)
         reason = '' if state[2] == 'None' else state[2].replace('_', ' ')
-        nodes = _field(block, 'NodeList')
+        nodes = _field(rest, 'NodeList')
         found.append(
             _record(
                 ids[1],
-                _elements(_field(block, 'ArrayTaskId')),
+                _elements(ids[2] or ''),
                 state[1],
-                _field(block, 'ExitCode'),
+                _field(rest, 'ExitCode'),
                 reason=reason,
                 never=_STATES.get(state[1]) == 'pending' and bool(_NEVER.fullmatch(reason)),
-                restarts=int(_field(block, 'Restarts') or 0),
+                restarts=int(_field(rest, 'Restarts') or 0),
                 nodes='' if nodes == '(null)' else nodes,
                 output=output[1].replace('%%', '%') if output else '',
-                requeue=_field(block, 'Requeue') != '0',
-                preempted=_field(block, 'PreemptTime')[:1].isdigit(),
+                requeue=_field(rest, 'Requeue') != '0',
+                preempted=_field(rest, 'PreemptTime')[:1].isdigit(),
             )
         )
     return found
@@ -205,14 +215,14 @@ def parse_accounts(text: str) -> list[Record]:
 def _record(job_id: str, elements: tuple[int, ...], word: str, code: str, **more: object) -> Record:
     status, _, signal = code.partition(':')
     number = -int(signal) if signal.isdigit() and int(signal) else int(status or 0)
-    state = _STATES.get(word, 'failed')
+    state = _STATES.get(word, 'unknown')
     if word == 'FAILED' and number == 75:
         state = 'stopped'
     return Record(job_id, elements, word, state, code=number, **more)
 
 
-def _field(block: str, name: str) -> str:
-    match = re.search(rf'(?:^|\s){name}=(\S*)', block)
+def _field(text: str, name: str) -> str:
+    match = re.search(rf'\s{name}=(\S*)', text)
     return match[1] if match else ''
 
 
