@@ -52,6 +52,8 @@ setup(
     extras_require={
         'gpu': [f'tensorflow[and-cuda]{TENSORFLOW_RANGE}'],
         'plot': ['matplotlib>=3.8,<4'],
+        # To submit to a Ray cluster. Not among those of `dev`: it takes 400 MB.
+        'ray': ['ray[default]>=2.50,<3'],
         **DATA,
         'dev': [
             *(package for packages in DATA.values() for package in packages),
