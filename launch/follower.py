@@ -10,6 +10,7 @@ from launch import stacks
 from launch.causes import likely_cause
 from launch.data_workers import DataWorkers, Lost
 from launch.display import Display
+from launch.gang import GangWorkers
 from launch.ledger import Ledger
 from launch.local import Workers
 from launch.watch import Stuck, Watch
@@ -26,7 +27,10 @@ _STOPPED = (PREEMPTED, -signal.SIGTERM, -signal.SIGINT)
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: 'finished', 'stopped', 'mistake' or 'failed'."""
+    """How an attempt ended: 'finished', 'stopped', 'left', 'mistake' or 'failed'.
+
+    'left' is 'stopped' for the sake of one host, which goes: the job goes on without a pause.
+    """
 
     kind: str
     worker: int | None = None
@@ -51,7 +55,7 @@ class Follower:
 
     def __init__(
         self,
-        workers: Workers,
+        workers: Workers | GangWorkers,
         watch: Watch,
         *,
         data_workers: DataWorkers,
@@ -69,7 +73,7 @@ class Follower:
     def follow(self) -> Outcome:
         """Returns how the attempt ends, as soon as that is decided; workers may still run."""
         workers, watch = self._workers, self._watch
-        handed_on, asked_at = 0, 0.0
+        handed_on, asked_at, for_host = 0, 0.0, False
         while True:
             self.look()
             codes = workers.codes()
@@ -85,6 +89,10 @@ class Follower:
                     'signal ends them at once'
                 )
                 workers.signal(signal.SIGTERM)
+            if not asked_at and workers.leaving():
+                asked_at, for_host = time.monotonic(), True
+                self._display.tell('a host is about to go: the workers save, and go on elsewhere')
+                workers.signal(signal.SIGTERM)
             bad = [(index, code) for index, code in enumerate(codes) if code]
             if not asked_at and any(code in _STOPPED for _, code in bad):
                 # Someone stops the job by way of one of its workers.
@@ -93,22 +101,26 @@ class Follower:
                     workers.signal(signal.SIGTERM)
             if asked_at:
                 if None not in codes:
-                    return self._stopped(codes)
+                    outcome = self._stopped(codes)
+                    leaves = for_host and handed_on == 0 and outcome.kind == 'stopped'
+                    return dataclasses.replace(outcome, kind='left') if leaves else outcome
                 if time.monotonic() - asked_at > self._grace_seconds:
                     self._display.tell(
                         f'not all workers have saved within {self._grace_seconds:g} s; '
                         f'ending them. The newest checkpoint is of step {self._newest_step()}.'
                     )
                     return Outcome('stopped', reason='the grace time is over')
+            elif (lost := workers.lost()) is not None:
+                return self._without_host(*lost)
             elif bad:
                 # TensorFlow's heartbeat may give up on a stopped peer before this watch does.
-                if (stuck := watch.stopped(workers.pids())) is not None:
+                if (stuck := watch.stopped(workers.states())) is not None:
                     return self._stuck(stuck)
                 # Who was killed comes before those that have noticed it.
                 return self._judge(*min(bad, key=lambda each: each[1]))
             elif (lost := self._data_workers.lost()) is not None:
                 return self._without_data(lost)
-            elif (stuck := watch.stuck(workers.pids())) is not None:
+            elif (stuck := watch.stuck(workers.states())) is not None:
                 return self._stuck(stuck)
             time.sleep(POLL_SECONDS)
 
@@ -132,6 +144,11 @@ class Follower:
         if not failed:
             return Outcome('stopped')
         return self._failed(failed[0], codes[failed[0]])
+
+    def _without_host(self, worker: int, reason: str) -> Outcome:
+        self._display.tell(reason)
+        self._ledger.write('lost', worker=worker, reason=reason)
+        return Outcome('failed', worker, reason, self._workers.logs[worker])
 
     def _without_data(self, lost: Lost) -> Outcome:
         """Decides what an attempt comes to that has no data workers any more."""
@@ -157,7 +174,7 @@ class Follower:
         codes = self._workers.codes()
         if MISTAKE not in codes:
             return self._failed(index, code)
-        if (stuck := self._watch.silent(self._workers.pids())) is not None:
+        if (stuck := self._watch.silent(self._workers.states())) is not None:
             # The others have given up waiting for it; to them that is a mistake.
             return self._stuck(stuck)
         index = codes.index(MISTAKE)

@@ -13,9 +13,9 @@ class Ledger:
 
     Each has 'time' (seconds since 1970) and 'event': 'job' (the launcher begins), 'attempt' (its
     workers start), 'signal', 'stuck', 'exit' (a worker ended, with its code), 'attempt_end' (its
-    outcome and the newest checkpoint), 'data_worker' (one ended, with its code, and is started
-    again), 'rollback' (training went astray: from which step to which, and what is left out),
-    'wait' (before the next attempt), 'end' (the exit code).
+    outcome and the newest checkpoint), 'lost' (a host, with its first worker), 'data_worker' (one
+    ended, with its code, and is started again), 'rollback' (training went astray: from which step
+    to which, and what is left out), 'wait' (before the next attempt), 'end' (the exit code).
     """
 
     def __init__(self, path: Path):

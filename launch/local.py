@@ -1,4 +1,4 @@
-"""The workers of one attempt at a job, as processes of this host that talk over loopback."""
+"""Workers of one attempt at a job, as processes of this host."""
 
 import contextlib
 import itertools
@@ -9,8 +9,10 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import psutil
 
 from launch import child
 from trainer.errors import ConfigError
@@ -18,6 +20,54 @@ from trainer.observe import phases
 
 _DUMP_SECONDS = 1.0
 _THREADS = 'TF_NUM_INTRAOP_THREADS'
+
+
+class Host:
+    """This host alone, whose workers talk over loopback. See `launch.gang` for several hosts.
+
+    Attributes:
+        lock_seconds: how long to wait for another launcher to leave the directory.
+        asked: is told of signals that other hosts have got.
+    """
+
+    lock_seconds = 0.0
+    asked: Callable[[int], None]
+
+    def gather(
+        self, workers: int, least: int, *, stop: Callable[[], bool], show: Callable[[], None]
+    ) -> int:
+        """Returns how many workers there is room for; see `Gang.gather`."""
+        del least, stop, show
+        return workers
+
+    def start(
+        self,
+        flags: Sequence[str],
+        count: int,
+        directory: Path,
+        *,
+        wanted: int,
+        variables: Mapping[str, str],
+    ) -> 'Workers':
+        """Starts the workers of an attempt.
+
+        Args:
+            flags: of `python -m trainer`.
+            count: how many.
+            directory: where the files go; it exists.
+            wanted: how many there should be; each gets its share of the GPUs as if they were.
+            variables: of the environment, besides those of this process.
+        """
+        cluster = [f'127.0.0.1:{port}' for port in free_ports(count)] if wanted > 1 else []
+        found = environments(cluster, 0, count, wanted)
+        return Workers(flags, [{**each, **variables} for each in found], directory)
+
+    def check(self, workers: int) -> None:
+        """Raises ConfigError if there are GPUs, but not one for each worker."""
+        check_gpus(workers)
+
+    def end(self, code: int) -> None:
+        """The job has ended."""
 
 
 class Workers:
@@ -31,29 +81,31 @@ class Workers:
     def __init__(
         self,
         flags: Sequence[str],
-        count: int,
+        environments: Sequence[Mapping[str, str]],
         directory: Path,
         *,
-        wanted: int,
-        variables: Mapping[str, str] | None = None,
+        first: int = 0,
+        phases_directory: Path | None = None,
     ):
-        """Starts `count` workers.
+        """Starts workers.
 
         Args:
             flags: of `python -m trainer`.
-            count: how many.
-            directory: where the files go; it exists.
-            wanted: how many there should be; each gets its share of the GPUs as if they were.
-            variables: of the environment, besides those of this process.
+            environments: of each, all its variables but one.
+            directory: where the logs go; it exists.
+            first: the number of the first of them.
+            phases_directory: where the records of phases go; None is `directory`.
         """
-        self.logs = [directory / f'worker-{index}.log' for index in range(count)]
-        self.phases = [directory / f'worker-{index}.phases.jsonl' for index in range(count)]
+        numbers = range(first, first + len(environments))
+        beside = phases_directory or directory
+        self.logs = [directory / f'worker-{number}.log' for number in numbers]
+        self.phases = [beside / f'worker-{number}.phases.jsonl' for number in numbers]
         self._ports: list[int] = []
         self._processes: list[subprocess.Popen] = []
         command = child.command('trainer', *flags)
         try:
-            for index, environment in enumerate(_environments(count, wanted)):
-                environment |= variables or {}
+            for index, variables in enumerate(environments):
+                environment = {**variables}
                 environment[phases.VARIABLE] = str(self.phases[index].absolute())
                 with open(self.logs[index], 'wb') as log:
                     process = subprocess.Popen(
@@ -67,7 +119,7 @@ class Workers:
                     )
                 self._processes.append(process)
                 if config := environment.get('TF_CONFIG'):
-                    address = json.loads(config)['cluster']['worker'][index]
+                    address = json.loads(config)['cluster']['worker'][numbers[index]]
                     self._ports.append(int(address.rpartition(':')[2]))
         except BaseException:
             self.kill()
@@ -77,9 +129,19 @@ class Workers:
         """Returns each worker's exit code, negative for a signal, None while it runs."""
         return [process.poll() for process in self._processes]
 
-    def pids(self) -> list[int | None]:
-        """Returns each worker's process id, None once it has ended."""
-        return [None if process.poll() is not None else process.pid for process in self._processes]
+    def states(self) -> list[str]:
+        """Returns what each worker is: 'running', 'stopped' (by SIGSTOP) or 'ended'."""
+        return [
+            'ended' if process.poll() is not None else _state(process.pid)
+            for process in self._processes
+        ]
+
+    def lost(self) -> None:
+        """Workers of one host are not lost; see `launch.gang`."""
+
+    def leaving(self) -> bool:
+        """Whether a host of the workers is about to go: not this one."""
+        return False
 
     def signal(self, number: int) -> None:
         """Sends a signal to all that run."""
@@ -129,26 +191,42 @@ def intra_op_threads(workers: int, wanted: int | None = None) -> str | None:
     return str(max(1, len(os.sched_getaffinity(0)) // workers))
 
 
-def _environments(workers: int, wanted: int | None = None) -> list[dict[str, str]]:
-    """Each worker's environment variables."""
+def environments(
+    cluster: Sequence[str], first: int, count: int, wanted: int
+) -> list[dict[str, str]]:
+    """Returns the environment variables of the workers of this host.
+
+    Args:
+        cluster: 'host:port' of every worker of the job; empty for one that is alone.
+        first: the number of the first worker of this host.
+        count: of workers of this host.
+        wanted: how many share its GPUs and cores; there may be fewer just now.
+    """
     # TF_CONFIG of an outer job is that job's business.
     common = {name: value for name, value in os.environ.items() if name != 'TF_CONFIG'}
-    wanted = wanted or workers
-    if wanted == 1:
-        return [common]
     gpus = _gpus()
     each = len(gpus) // wanted
-    if threads := intra_op_threads(workers, wanted):
+    if threads := intra_op_threads(count, wanted):
         common[_THREADS] = threads
-    cluster = {'worker': [f'127.0.0.1:{port}' for port in free_ports(workers)]}
-    environments = []
-    for index in range(workers):
-        task = {'cluster': cluster, 'task': {'type': 'worker', 'index': index}}
-        environments.append({**common, 'TF_CONFIG': json.dumps(task)})
-        if gpus:
+    found = []
+    for index in range(count):
+        found.append({**common})
+        if cluster:
+            task = {'type': 'worker', 'index': first + index}
+            config = {'cluster': {'worker': list(cluster)}, 'task': task}
+            found[-1]['TF_CONFIG'] = json.dumps(config)
+        if gpus and wanted > 1:
             own = gpus[index * each : (index + 1) * each]
-            environments[-1]['CUDA_VISIBLE_DEVICES'] = ','.join(own)
-    return environments
+            found[-1]['CUDA_VISIBLE_DEVICES'] = ','.join(own)
+    return found
+
+
+def _state(pid: int) -> str:
+    try:
+        stopped = psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return 'ended'
+    return 'stopped' if stopped else 'running'
 
 
 def _gpus() -> list[str]:

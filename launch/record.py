@@ -32,7 +32,7 @@ _FROM_MANIFEST = ('step', 'state_sha256', 'metrics', 'data_fingerprint', 'topolo
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Request:
     """What was asked for.
 
     Attributes:
@@ -78,8 +78,8 @@ class Record:
     What cannot be written is left out, as in the ledger: the job goes on.
     """
 
-    def __init__(self, dirs: ModelDir, job: Job):
-        self._dirs, self._job, self._began = dirs, job, 0.0
+    def __init__(self, dirs: ModelDir, request: Request):
+        self._dirs, self._request, self._began = dirs, request, 0.0
         self._before: Mapping[str, Any] | None = None
 
     def begin(self) -> None:
@@ -91,9 +91,11 @@ class Record:
         newest, old = _newest(self._dirs), _load(self._dirs)
         self._before = old
         start = {'begun': _now(), 'from_step': newest.get('step', 0)}
-        start.update(self._job.describe())
+        start.update(self._request.describe())
         kept = (
-            old if old and newest else {'format': FORMAT, **start, 'config': self._job.script.text}
+            old
+            if old and newest
+            else {'format': FORMAT, **start, 'config': self._request.script.text}
         )
         starts = [*(old or {}).get('starts', ()), start]
         self._write({**kept, 'starts': starts, 'outcome': None, 'result': None})

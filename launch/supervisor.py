@@ -1,4 +1,4 @@
-"""Brings one job on this host to its end: attempt after attempt, each from the newest checkpoint.
+"""Brings one job to its end: attempt after attempt, each from the newest checkpoint.
 
 TensorFlow cannot mend a job that has lost a worker ("Restart your program to reset"), so an
 attempt whose worker died or is stuck is ended as a whole, and the next one has new processes.
@@ -21,8 +21,10 @@ from pathlib import Path
 from launch.data_workers import DataWorkers
 from launch.display import Attempt, Display
 from launch.follower import MISTAKE, POLL_SECONDS, PREEMPTED, Follower, Outcome
+from launch.gang import Gang, Missing
+from launch.job import Policy
 from launch.ledger import Ledger
-from launch.local import Workers, check_gpus
+from launch.local import Host
 from launch.record import Record
 from launch.watch import Watch
 from trainer.gin_files import Script
@@ -30,23 +32,6 @@ from trainer.model_dir import ModelDir
 
 _LONGEST_WAIT_SECONDS = 60.0
 _SAME_SIGNAL_SECONDS = 0.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Policy:
-    """What the supervisor may do.
-
-    Attributes:
-        max_restarts: restarts in a row without a new checkpoint.
-        grace_seconds: how long workers have to save after a signal.
-        patience_seconds: the measure of how long a worker may be silent, see `launch.watch`.
-        elastic: go on with fewer workers where all cannot be brought back.
-    """
-
-    max_restarts: int = 3
-    grace_seconds: float = 60.0
-    patience_seconds: float = 60.0
-    elastic: bool = False
 
 
 class Supervisor:
@@ -59,6 +44,8 @@ class Supervisor:
         *,
         workers: int,
         dirs: ModelDir,
+        least: int | None = None,
+        hosts: Host | Gang | None = None,
         data_workers: int = 0,
         policy: Policy | None = None,
         display: Display | None = None,
@@ -71,6 +58,8 @@ class Supervisor:
             script: the configuration; it stays the same in all attempts, whatever becomes of files.
             workers: how many train together.
             dirs: where the flags lead the run to.
+            least: how few will do where some are missing; the default is `workers`.
+            hosts: where they run; the default is this host.
             data_workers: how many others make batches for them.
             policy: what may be done; the default is `Policy()`.
             display: what is shown of it; the default is `Display()`.
@@ -78,6 +67,7 @@ class Supervisor:
         """
         self._given, self._script, self._count, self._dirs = list(flags), script, workers, dirs
         self._wanted, self._data_count = workers, data_workers
+        self._least, self._hosts = least or workers, hosts or Host()
         self._policy = policy or Policy()
         self._display = display or Display()
         self._restarts = 0
@@ -94,10 +84,10 @@ class Supervisor:
                 has too few GPUs.
             WriteError: the disk is full.
         """
-        check_gpus(self._count)
+        self._hosts.check(self._count)
         was_there = self._dirs.path.exists()
         self._dirs.create()
-        locked = self._dirs.lock('logs/lock')
+        locked = self._dirs.lock('logs/lock', seconds=self._hosts.lock_seconds)
         # Not in model_dir, whose disk may be full, and whose logs may be deleted.
         aside = tempfile.TemporaryDirectory(prefix='phalanx-')
         told = self._dirs.full_disk_is_told()
@@ -121,8 +111,13 @@ class Supervisor:
                 ledger=self._ledger,
                 display=self._display,
             ) as self._data_workers:
-                code = self._attempts()
+                try:
+                    code = self._attempts()
+                except Missing as error:
+                    self._display.tell(f'{error}. To be started again (exit code {PREEMPTED})')
+                    code = PREEMPTED
             self._ledger.write('end', code=code)
+            self._hosts.end(code)
             if self._record:
                 self._record.end(code)
             if code == MISTAKE and not was_there and not self._newest_step():
@@ -135,8 +130,22 @@ class Supervisor:
         first = True
         while True:
             before = self._newest_step()
+            room = self._hosts.gather(
+                self._count,
+                min(self._least, self._count),
+                stop=lambda: bool(self._signals),
+                show=(lambda: None) if first else self._display.show,
+            )
+            if self._signals:
+                return PREEMPTED
+            if room < self._count:
+                self._count = self._fitting(room) or room
+                self._display.tell(f'going on with {self._count} of {self._wanted} workers')
             outcome = self._attempt(first)
             newest, first = self._newest_step(), False
+            if outcome.kind == 'left':
+                self._count = self._wanted
+                continue
             if outcome.kind != 'failed':
                 return {'finished': 0, 'stopped': PREEMPTED, 'mistake': MISTAKE}[outcome.kind]
             if self._signals:
@@ -177,7 +186,7 @@ class Supervisor:
         longest = self._read_longest()
         self._ledger.write('attempt', number=number, workers=self._count, step=self._newest_step())
         variables = self._data_workers.begin()
-        workers = Workers(
+        workers = self._hosts.start(
             self._flags, self._count, directory, wanted=self._wanted, variables=variables
         )
         watch = Watch(workers.phases, longest, self._policy.patience_seconds)
@@ -240,13 +249,17 @@ class Supervisor:
 
     def _fewer(self) -> int:
         """The next smaller number of workers that can share the global batch equally, or 0."""
+        return self._fitting(self._count - 1)
+
+    def _fitting(self, most: int) -> int:
+        """The largest number of workers that can share the global batch equally, or 0."""
         try:
             manifest = json.loads(self._dirs.manifests()[self._newest_step()].read_text())
             each = manifest['topology']['replicas_per_worker']
             batch = manifest['global_batch_size']
         except (OSError, ValueError, KeyError):
             return 0  # Before the first checkpoint nothing is known of the run.
-        fitting = [count for count in range(1, self._count) if batch % (count * each) == 0]
+        fitting = [count for count in range(1, most + 1) if batch % (count * each) == 0]
         return max(fitting, default=0)
 
     def _next_number(self) -> int:
@@ -278,9 +291,11 @@ class Supervisor:
                 self._signals.append(number)
                 last = time.monotonic()
 
-        numbers = [signal.SIGTERM, signal.SIGINT]
+        # Schedulers send the last when the time is nearly over.
+        numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
             numbers.append(signal.SIGHUP)
+        self._hosts.asked = lambda number: note(number, None)
         before = {number: signal.signal(number, note) for number in numbers}
         try:
             yield

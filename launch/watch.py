@@ -5,8 +5,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-
 from launch.ledger import parse_lines
 
 # How many times the patience each phase has while nothing better is known. Compiling a large model
@@ -112,7 +110,7 @@ class Watch:
             return generous
         return max(self._patience, _TIMES_THE_LONGEST * self._longest[phase])
 
-    def stuck(self, pids: Sequence[int | None]) -> Stuck | None:
+    def stuck(self, states: Sequence[str]) -> Stuck | None:
         """Returns the worker that holds up the others, if one is silent for too long.
 
         All fall silent when one does, because they wait for it: the guilty one is stopped, or in
@@ -120,30 +118,30 @@ class Watch:
         then says how long it may: others wait in a step for a long save of the chief.
 
         Args:
-            pids: of each worker, its process; None if it has ended.
+            states: of each worker, see `launch.local.Workers.states`.
         """
-        silent = self._silent(pids)
+        silent = self._silent(states)
         if not any(each.seconds > each.allowed for each in silent):
             return None
         guilty = max(silent, key=lambda e: (e.stopped, e.phase != 'stepping', e.seconds))
         return guilty if guilty.stopped or guilty.seconds > guilty.allowed else None
 
-    def stopped(self, pids: Sequence[int | None]) -> Stuck | None:
+    def stopped(self, states: Sequence[str]) -> Stuck | None:
         """Returns a worker whose process is stopped, for however short a time."""
-        return next((each for each in self._silent(pids) if each.stopped), None)
+        return next((each for each in self._silent(states) if each.stopped), None)
 
-    def silent(self, pids: Sequence[int | None]) -> Stuck | None:
+    def silent(self, states: Sequence[str]) -> Stuck | None:
         """Returns a worker that has said nothing for longer than the patience, in any phase."""
-        silent = [each for each in self._silent(pids) if each.seconds > self._patience]
+        silent = [each for each in self._silent(states) if each.seconds > self._patience]
         return max(silent, key=lambda each: each.seconds, default=None)
 
-    def _silent(self, pids: Sequence[int | None]) -> list[Stuck]:
+    def _silent(self, states: Sequence[str]) -> list[Stuck]:
         return [
-            Stuck(index, phase, silence, self.allowed(phase), _is_stopped(pid))
-            for index, (phase, silence, pid) in enumerate(
-                zip(self._phases, self.silences(), pids, strict=True)
+            Stuck(index, phase, silence, self.allowed(phase), state == 'stopped')
+            for index, (phase, silence, state) in enumerate(
+                zip(self._phases, self.silences(), states, strict=True)
             )
-            if pid is not None
+            if state != 'ended'
         ]
 
     def _new_lines(self, index: int, path: Path) -> list[dict]:
@@ -157,10 +155,3 @@ class Watch:
         self._offsets[index] += len(complete)
         lines = parse_lines(complete.decode(errors='replace'))
         return [line for line in lines if 'time' in line and 'phase' in line]
-
-
-def _is_stopped(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
-    except psutil.Error:
-        return False

@@ -8,15 +8,18 @@ import os
 import re
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TextIO
 
 from trainer.errors import ConfigError, WriteError
 
 # Names of what is numbered; a copy beside it has another.
 STEP = r'step-(\d{8}|[1-9]\d{8,})'
 ATTEMPT = r'attempt-(\d+)'
+_LOCK_POLL_SECONDS = 0.5
 
 
 class ModelDir:
@@ -166,13 +169,14 @@ class ModelDir:
             ) from error
 
     @contextlib.contextmanager
-    def lock(self, name: str = 'lock') -> Iterator[None]:
+    def lock(self, name: str = 'lock', seconds: float = 0.0) -> Iterator[None]:
         """Holds the directory for one writer, in one process, until the block is left.
 
         The kernel frees the lock when its holder dies, however it dies.
 
         Args:
             name: of the file that is locked; writers of different things have different ones.
+            seconds: how long to wait for another holder to leave.
 
         Raises:
             ConfigError: another process holds it, or the file system has no locks.
@@ -186,8 +190,10 @@ class ModelDir:
                 'your own.'
             ) from error
         with opened as file:
+            end = time.monotonic() + seconds
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                while not _locked(file, wait=time.monotonic() < end):
+                    time.sleep(_LOCK_POLL_SECONDS)
             except BlockingIOError as error:
                 raise ConfigError(
                     f'model_dir = {str(self.path)!r} is in use by {_holder(path)}. Stop that run, '
@@ -232,6 +238,17 @@ def _file_in_the_way(path: str) -> str:
         if parent.exists() and not parent.is_dir():
             return repr(str(parent))
     return repr(path)
+
+
+def _locked(file: TextIO, *, wait: bool) -> bool:
+    """Tries to lock a file; while it is to be waited for, one that is taken is no error."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            raise
+        return False
+    return True
 
 
 def _holder(path: Path) -> str:

@@ -33,11 +33,13 @@ from trainer.model_dir import ModelDir
         ),
         (
             ['run', '--workers=two'],
-            'flag --workers=two: a whole number is wanted. phalanx --help lists the flags.',
+            '--workers=two is neither a number from 1 on, such as --workers=4, nor a range, '
+            'such as --workers=2-4.',
         ),
         (
             ['run', '--workers=0'],
-            'flag --workers=0: 0 is not a positive integer. phalanx --help lists the flags.',
+            '--workers=0 is neither a number from 1 on, such as --workers=4, nor a range, '
+            'such as --workers=2-4.',
         ),
         (
             ['run', '--devices_per_worker=0'],
@@ -93,10 +95,6 @@ from trainer.model_dir import ModelDir
         (
             ['run', '--check_workers=4'],
             '--check_workers is a flag of `python -m trainer`. Use `phalanx check --workers=N`.',
-        ),
-        (
-            ['check', '--gin_script=a.json'],
-            '--gin_script is a flag of `python -m trainer`. Use --gin_file.',
         ),
         (['run', '--gin.STEPS'], '--gin.STEPS has no value. Write --gin.STEPS=VALUE.'),
     ],

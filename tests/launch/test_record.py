@@ -53,7 +53,7 @@ def job(text='STEPS = 3\nimport trainer.gin_setup\n', **changes):
         'script': script,
         **changes,
     }
-    return record.Job(**arguments)
+    return record.Request(**arguments)
 
 
 def checkpoint(dirs, step, sha256='f00', **more):

@@ -1,0 +1,323 @@
+"""One host's share of a job: starts, watches and ends its workers as the leader says."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import exits, local
+from launch.place import Place
+from launch.wire import BEAT_SECONDS, Lost, Wire
+from trainer.errors import ConfigError, Preempted
+from trainer.model_dir import ModelDir
+
+_POLL_SECONDS = 0.1
+_RETRY_SECONDS = 0.5
+_CALL_SECONDS = 5.0
+_TELL_SECONDS = 10.0
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Agent:
+    """The agent of a host.
+
+    Args:
+        place: of this task.
+        digest: what all tasks must have alike.
+        flags: of `python -m trainer`.
+        dirs: where the run is written.
+        workers_per_host: how many workers share the GPUs and cores of this host.
+        seconds: how long the leader is looked for.
+        tee: whether what workers print goes to stdout too.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        digest: str,
+        *,
+        flags: Sequence[str],
+        dirs: ModelDir,
+        workers_per_host: int,
+        seconds: float,
+        tee: bool = False,
+    ):
+        self._place, self._digest, self._flags, self._dirs = place, digest, list(flags), dirs
+        self._sharing, self._seconds, self._tee = workers_per_host, seconds, tee
+        self._wire: Wire | None = None
+        self._share: _Share | None = None
+        self._held: list[socket.socket] = []
+        self._asked = 0
+
+    def run(self, *, handles_signals: bool = True) -> int:
+        """Serves the leader until the job has ended; returns the exit code of this task.
+
+        Args:
+            handles_signals: whether those that ask to stop come here; else they come to the leader,
+                which is in the same process.
+
+        Raises:
+            ConfigError: the leader is of another job, or this host has too few GPUs.
+        """
+        local.check_gpus(self._sharing)
+        return asyncio.run(self._run(handles_signals))
+
+    async def _run(self, handles_signals: bool) -> int:
+        if handles_signals:
+            loop = asyncio.get_running_loop()
+            for number in _STOPS:
+                loop.add_signal_handler(number, self._ask, number)
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+                loop.add_signal_handler(signal.SIGHUP, self._ask, signal.SIGHUP)
+        try:
+            while True:
+                wire = await self._call()
+                if wire is None:
+                    return Preempted.exit_code
+                self._wire = wire
+                try:
+                    return await self._serve(wire)
+                except Lost as error:
+                    self._tell(f'lost the leader, {self._place.name(0)}: {error}')
+                    self._end_share(f'lost the leader: {error}')
+                    if self._asked:
+                        return Preempted.exit_code
+                finally:
+                    wire.close()
+        finally:
+            self._end_share('the task has ended')
+
+    def _ask(self, number: int) -> None:
+        self._asked += 1
+        if self._asked > 1:  # A second signal ends all at once.
+            self._end_share('a second signal')
+        if self._wire:
+            self._wire.say(asked=number)
+
+    async def _call(self) -> Wire | None:
+        """Returns a connection with the leader, None if this task is to stop.
+
+        Raises:
+            ConfigError: it has not answered in time.
+        """
+        end, told = time.monotonic() + self._seconds, time.monotonic()
+        why = 'nobody answers'
+        while not self._asked:
+            for port in self._place.ports:
+                try:
+                    return await self._greet(port)
+                except (OSError, Lost, asyncio.TimeoutError) as error:
+                    why = getattr(error, 'strerror', None) or str(error) or 'it does not answer'
+            now = time.monotonic()
+            if now > end:
+                raise Unmet(
+                    f'{self._place.name(0)}, the leader, has not answered within '
+                    f'{self._seconds:g} s ({why}). See whether its task was started, and can be '
+                    f'reached at {self._place.leader}, port '
+                    f'{" or ".join(map(str, self._place.ports))}.'
+                )
+            if now - told > _TELL_SECONDS:
+                told = now
+                self._tell(f'waiting for the leader, {self._place.name(0)}: {why}')
+            await asyncio.sleep(_RETRY_SECONDS)
+        return None
+
+    async def _greet(self, port: int) -> Wire:
+        reader, writer = await asyncio.wait_for(
+            asyncio.open_connection(self._place.leader, port, limit=Wire.limit), _CALL_SECONDS
+        )
+        wire = Wire(reader, writer)
+        try:
+            wire.say(rank=self._place.rank, digest=self._digest, name=socket.gethostname())
+            answer = await wire.hear(_CALL_SECONDS)
+            if 'refused' in answer:
+                raise ConfigError(str(answer['refused']))
+            if 'welcome' not in answer:
+                raise Lost('another program answers')
+        except BaseException:
+            wire.close()
+            raise
+        return wire
+
+    async def _serve(self, wire: Wire) -> int:
+        beats = asyncio.ensure_future(self._report(wire))
+        try:
+            while True:
+                message = await wire.hear()
+                if message.get('do') == 'end':
+                    return int(message['code'])
+                await self._do(wire, message)
+                if self._gone():
+                    return Preempted.exit_code
+        except (LookupError, TypeError, ValueError) as error:
+            raise Lost(f'it says what cannot be understood: {error}') from None
+        finally:
+            beats.cancel()
+
+    def _gone(self) -> bool:
+        """Whether this host was asked to go, alone, and has saved."""
+        return bool(
+            self._asked and self._place.stays and (self._share is None or self._share.has_ended())
+        )
+
+    async def _do(self, wire: Wire, message: dict) -> None:
+        what = message.get('do')
+        if what == 'ports':
+            self._let_go()
+            self._held = [_bound() for _ in range(message['count'])]
+            wire.say(ports=[held.getsockname()[1] for held in self._held])
+        elif what == 'start':
+            self._end_share('another attempt begins')
+            self._let_go()  # No sooner: nobody else shall take them.
+            self._share = _Share(message, self._flags, self._dirs, self._sharing, self._place.rank)
+        elif what == 'signal' and self._share:
+            self._share.workers.signal(message['number'])
+        elif what == 'dump' and self._share:
+            await asyncio.to_thread(self._share.dump)
+            wire.say(dumped=True)
+        elif what == 'kill':
+            share = self._share
+            self._end_share('the attempt has ended')
+            if share:
+                wire.say(**share.news())
+
+    async def _report(self, wire: Wire) -> None:
+        beat = time.monotonic()
+        while True:
+            if (share := self._share) is not None and (news := share.news()):
+                wire.say(**news)
+            if share is not None and self._tee:
+                share.tee()
+            if time.monotonic() - beat > BEAT_SECONDS:
+                beat = time.monotonic()
+                wire.say(beat=True)
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _end_share(self, reason: str) -> None:
+        if self._share is not None:
+            self._share.end(reason)
+            if self._tee:
+                self._share.tee()
+            self._share = None
+
+    def _let_go(self) -> None:
+        for held in self._held:
+            held.close()
+        self._held = []
+
+    def _tell(self, text: str) -> None:
+        print(f'phalanx: {self._place.name(self._place.rank)}: {text}', file=sys.stderr, flush=True)
+
+
+class Unmet(Exception):
+    """The leader has not come; it may when the task is started again."""
+
+
+class _Share:
+    """The workers of this host in one attempt."""
+
+    def __init__(self, order: dict, flags: Sequence[str], dirs: ModelDir, sharing: int, rank: int):
+        self._dirs, self._rank = dirs, rank
+        self._attempt, self._first, count = order['attempt'], order['first'], order['count']
+        self._begun, self._ended = time.time(), 0.0
+        self._said: dict = {}
+        # What workers say of their phases goes through the leader: on a shared file system it
+        # would show there late.
+        self._aside = tempfile.TemporaryDirectory(prefix='phalanx-')
+        directory = dirs.attempt(self._attempt)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.workers = local.Workers(
+            flags,
+            local.environments(order['cluster'], self._first, count, sharing),
+            directory,
+            first=self._first,
+            phases_directory=Path(self._aside.name),
+        )
+        self._offsets = [0] * count
+        self._shown = [0] * count
+
+    def news(self) -> dict:
+        """Returns what is new for the leader, {} if nothing is."""
+        codes = self.workers.codes()
+        if not self._ended and any(codes):
+            self._ended = time.time()
+        said = {'codes': codes, 'states': self.workers.states()}
+        if None not in codes and (taken := self.workers.taken_port()):
+            said['taken'] = [taken]
+        texts = {}
+        for index, path in enumerate(self.workers.phases):
+            text = _since(path, self._offsets[index], whole_lines=True)
+            self._offsets[index] += len(text)
+            if text:
+                texts[self._first + index] = text.decode(errors='replace')
+        news = {} if said == self._said else dict(said)
+        self._said = said
+        if texts:
+            news['phases'] = texts
+        return {'attempt': self._attempt, **news} if news else {}
+
+    def has_ended(self) -> bool:
+        return None not in self.workers.codes()
+
+    def dump(self) -> None:
+        """Has the stacks of all workers in their logs, where the leader's host can read them."""
+        self.workers.dump_stacks()
+        for path in self.workers.logs:
+            with contextlib.suppress(OSError), open(path, 'rb') as file:
+                os.fsync(file.fileno())
+
+    def tee(self) -> None:
+        """Prints what the workers have said."""
+        for index, path in enumerate(self.workers.logs):
+            text = _since(path, self._shown[index])
+            self._shown[index] += len(text)
+            if text:
+                sys.stdout.write(text.decode(errors='replace'))
+        sys.stdout.flush()
+
+    def end(self, reason: str) -> None:
+        """Ends the workers and leaves the record of how they have ended."""
+        codes = self.workers.codes()
+        self.workers.kill()
+        self._aside.cleanup()
+        exits.write(
+            self._dirs,
+            exits.Exit(
+                attempt=self._attempt,
+                rank=self._rank,
+                host=socket.gethostname(),
+                codes={self._first + index: code for index, code in enumerate(codes)},
+                begun=self._begun,
+                ended=self._ended or time.time(),
+                reason=reason if None in codes else '',
+            ),
+        )
+
+
+def _since(path: Path, offset: int, *, whole_lines: bool = False) -> bytes:
+    try:
+        with open(path, 'rb') as file:
+            file.seek(offset)
+            text = file.read(2**20)
+    except OSError:
+        return b''
+    return text[: text.rfind(b'\n') + 1] if whole_lines else text
+
+
+def _bound() -> socket.socket:
+    """Holds a port that TensorFlow's server can have as soon as it is let go."""
+    while True:
+        (port,) = local.free_ports(1)
+        held = socket.socket()
+        try:
+            held.bind(('', port))
+        except OSError:
+            held.close()
+            continue
+        return held
