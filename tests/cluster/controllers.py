@@ -18,7 +18,7 @@ _INDEX = 'batch.kubernetes.io/job-completion-index'
 
 @dataclasses.dataclass
 class _Progress:
-    """What the controller knows of a Job: by index the failures, and when the next pod may begin."""
+    """What the controller knows of a Job: by index its failures, and when a pod may begin."""
 
     begun: float = dataclasses.field(default_factory=time.monotonic)
     done: set[int] = dataclasses.field(default_factory=set)
