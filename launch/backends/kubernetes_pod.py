@@ -132,7 +132,7 @@ def _container(job: Job, options: KubernetesOptions) -> Manifest:
     }
     if options.secrets:
         found['envFrom'] = [{'secretRef': {'name': name}} for name in options.secrets]
-    found['ports'] = [{'name': 'phalanx', 'containerPort': PORT}]
+    found['ports'] = [{'name': 'phalanx', 'containerPort': PORT, 'protocol': 'TCP'}]
     if resources := _resources(job, options):
         found['resources'] = resources
     # The last lines of a pod that failed are in its status, also where its log is gone.
@@ -202,7 +202,7 @@ def tensorboard(job: Job, options: KubernetesOptions) -> Manifest:
         'name': 'tensorboard',
         'image': options.image,
         'command': [escape(each) for each in [*command, f'--port={TENSORBOARD_PORT}']],
-        'ports': [{'name': 'http', 'containerPort': TENSORBOARD_PORT}],
+        'ports': [{'name': 'http', 'containerPort': TENSORBOARD_PORT, 'protocol': 'TCP'}],
         'readinessProbe': {'httpGet': {'path': '/', 'port': 'http'}},
         'volumeMounts': [{**each, 'readOnly': True} for each in _mounts(options)],
     }
