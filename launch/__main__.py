@@ -7,16 +7,33 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import verb_flags
+from launch import jobs, verb_flags
+from launch.backends import Unreachable
 from launch.replay import replay
 from launch.rerun import rerun
 from launch.run import run
-from launch.status import logs, status
+from launch.submit import submit, submit_help
 from trainer.errors import ConfigError, Preempted, WriteError, nearest
 from trainer.model_dir import ModelDir
 
-VERBS = ('run', 'check', 'status', 'logs', 'report', 'rerun', 'replay', 'prepare', 'inspect')
+VERBS = (
+    'run',
+    'check',
+    'submit',
+    'status',
+    'logs',
+    'cancel',
+    'list',
+    'top',
+    'report',
+    'rerun',
+    'replay',
+    'prepare',
+    'inspect',
+)
 
+# These take the handle of a submitted job, too.
+_BY_HANDLE = ('status', 'logs', 'cancel')
 # What these take besides the directory.
 _NEEDED = {'rerun': ' --model_dir=NEW', 'replay': ' --step=N'}
 
@@ -28,7 +45,8 @@ all are started again from the newest checkpoint. Ctrl-C or SIGTERM saves and en
 the same command goes on. All other flags are those of `python -m trainer` (see its --help) and go
 to every worker.
 
-  --workers: processes that train together, each with its own devices; default 1.
+  --workers: processes that train together, each with its own devices; default 1. LEAST-N lets the
+    job go on with fewer.
   --devices_per_worker: GPUs of each worker or, without GPUs, CPU devices to make.
   --data_workers: more processes, that read, augment and preprocess for the workers; default 0.
   --max_restarts: restarts in a row without a new checkpoint; default 3.
@@ -40,10 +58,30 @@ to every worker.
   --logs: whose output is shown, chief, all or none; default chief. Each has its log file anyway.
   --tensorboard: start TensorBoard on this host's loopback, and end it with the job.
 
+  --hosts=A,B,C --rank=I: the job is one of several hosts. Run the same command on each of them,
+    with its own rank, from 0 on. Host 0 leads; DIR is on a file system that all share.
+  --workers_per_host: how many workers each host has; default: the workers shared equally.
+  --meeting_seconds: how long hosts wait for each other; default 300.
+
 phalanx check --workers=N [FLAG ...]    whether `phalanx run` with these flags would go well: one
                                         step of one replica, in one process that leaves nothing
-phalanx status DIR                      how the job in DIR stands
-phalanx logs DIR [--worker=I] [--follow]  what a worker has said in the newest attempt
+
+phalanx submit --scheduler=NAME --workers=N [FLAG ...]
+                                        hands the job to slurm, kubernetes or ray, prints its handle
+
+  --dry_run: print what would be handed over, and do nothing.
+  --name, --time_limit=12h, --env=NAME=VALUE (may be repeated), --workdir, --python
+  --cpus_per_worker, --memory_mb_per_worker, --gpus_per_worker, --workers_per_host (default 1)
+  `phalanx submit --scheduler=NAME --help` lists the flags for that scheduler.
+
+A JOB below is the handle of a submitted job or a model_dir.
+
+phalanx status JOB                      how it stands
+phalanx logs JOB [--worker=I] [--follow]  what it, or a worker in the newest attempt, has said
+phalanx cancel JOB                      has it save and end
+phalanx list [--all]                    the jobs that were submitted from here
+phalanx top DIR [--once] [--tensorboard]  all jobs below a directory: step, ETA, pace, goodput
+
 phalanx report DIR [--png=FILE]         where the time of all attempts went, also as a chart
 phalanx rerun DIR --model_dir=NEW       runs a finished job again from its record, and compares
 phalanx replay DIR --step=N [--pdb]     takes step N again, eagerly, and shows what is in it
@@ -75,10 +113,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f'{verb!r} is not a verb of phalanx ({", ".join(VERBS)}).{nearest(verb, VERBS)}'
             )
         if {'-h', '--help'} & set(rest):
-            print(_USAGE)
+            print(submit_help(rest) if verb == 'submit' else _USAGE)
             return 0
         if verb in ('run', 'check'):
             return run(rest, check=verb == 'check')
+        if verb == 'submit':
+            return submit(rest)
         if verb in ('prepare', 'inspect'):
             return _data(verb, rest)
         return _look(verb, rest)
@@ -92,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Who reads has seen enough. Python would try again at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
+    except (OSError, Unreachable) as error:
         print(f'phalanx: {error}', file=sys.stderr)
         return 1
 
@@ -112,10 +152,15 @@ def _look(verb: str, argv: list[str]) -> int:
     own = flags.FlagValues()
     own.set_gnu_getopt(True)
     if verb == 'logs':
-        flags.DEFINE_integer('worker', 0, 'Which worker.', 0, flag_values=own)
+        flags.DEFINE_integer('worker', None, 'Which worker.', 0, flag_values=own)
         flags.DEFINE_boolean('follow', False, 'Go on.', short_name='f', flag_values=own)
     elif verb == 'report':
         flags.DEFINE_string('png', None, 'A file for the chart.', flag_values=own)
+    elif verb == 'list':
+        flags.DEFINE_boolean('all', False, 'Old ones too.', flag_values=own)
+    elif verb == 'top':
+        flags.DEFINE_boolean('once', False, 'Once.', flag_values=own)
+        flags.DEFINE_boolean('tensorboard', False, 'Show curves.', flag_values=own)
     elif verb == 'rerun':
         flags.DEFINE_string('model_dir', None, 'Where to.', flag_values=own)
     elif verb == 'replay':
@@ -123,14 +168,31 @@ def _look(verb: str, argv: list[str]) -> int:
         flags.DEFINE_boolean('pdb', False, 'Under the debugger.', flag_values=own)
     more = _NEEDED.get(verb, '')
     rest = verb_flags.parse(own, verb, argv)
+    if verb == 'list' and not rest:
+        jobs.listing(everything=own.all)
+        return 0
     if len(rest) != 1:
-        raise ConfigError(f'Of which job? Write: phalanx {verb} DIR{more}, its model_dir.')
-    dirs = ModelDir(rest[0])
+        what = {'list': '', 'top': ' DIR, which holds the model_dirs of jobs'}.get(
+            verb, f' {"JOB" if verb in _BY_HANDLE else "DIR"}{more}, its model_dir'
+        )
+        raise ConfigError(f'Of which job? Write: phalanx {verb}{what}.')
     if verb == 'status':
-        print(status(dirs))
-    elif verb == 'logs':
-        logs(dirs, own.worker, follow=own.follow)
-    elif verb == 'report':
+        print(jobs.status(rest[0]))
+        return 0
+    if verb == 'logs':
+        jobs.logs(rest[0], own.worker, follow=own.follow)
+        return 0
+    if verb == 'cancel':
+        jobs.cancel(rest[0])
+        return 0
+    if verb == 'top':
+        # Rich takes its time to import.
+        from launch.top import top
+
+        top(rest[0], once=own.once, curves=own.tensorboard)
+        return 0
+    dirs = ModelDir(rest[0])
+    if verb == 'report':
         # Rich takes its time to import.
         from launch.report import save_png, show
 

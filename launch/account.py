@@ -112,6 +112,8 @@ def _spans(
 ) -> Iterator[tuple[float, float, list[dict]]]:
     """Yields begin, end and attempts of each time that a launcher was there."""
     starts = [index for index, each in enumerate(events) if each['event'] == 'job']
+    if not starts:
+        return  # The ledger lacks its beginning.
     for start, stop in zip(starts, [*starts[1:], len(events)], strict=True):
         inside = events[start:stop]
         attempts = [each for each in inside if each['event'] == 'attempt']

@@ -98,7 +98,11 @@ class Record:
             else {'format': FORMAT, **start, 'config': self._request.script.text}
         )
         starts = [*(old or {}).get('starts', ()), start]
-        self._write({**kept, 'starts': starts, 'outcome': None, 'result': None})
+        submitted = {'submitted': old['submitted']} if old and 'submitted' in old else {}
+        _write(
+            self._dirs,
+            {**kept, **submitted, 'starts': starts, 'outcome': None, 'result': None},
+        )
 
     def end(self, code: int) -> None:
         """Adds how this start ended, with which exit code."""
@@ -119,17 +123,7 @@ class Record:
         if code == ConfigError.exit_code and self._before:
             # A slip in the flags of another start changes nothing of what the run has come to.
             done = {**self._before, 'starts': record['starts']}
-        self._write(done)
-
-    def _write(self, record: Mapping[str, Any]) -> None:
-        path = self._dirs.path / NAME
-        aside = path.with_name(f'.{NAME}.tmp')
-        with contextlib.suppress(OSError):
-            with open(aside, 'w', encoding='utf-8') as file:
-                file.write(json.dumps(record, indent=2) + '\n')
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
+        _write(self._dirs, done)
 
 
 def read(dirs: ModelDir) -> dict[str, Any]:
@@ -150,6 +144,30 @@ def read(dirs: ModelDir) -> dict[str, Any]:
             f'one reads {FORMAT}.'
         )
     return record
+
+
+def note_submission(dirs: ModelDir, handle: str, script: Script) -> None:
+    """Adds the handle of a job that a scheduler has taken, which will run in a directory.
+
+    Raises:
+        ConfigError: the directory cannot be written.
+    """
+    dirs.create()
+    new = {'format': FORMAT, 'config': script.text, 'starts': [], 'outcome': None, 'result': None}
+    old = _load(dirs) or new
+    submitted = [*old.get('submitted', ()), {'handle': handle, 'time': _now()}]
+    _write(dirs, {**old, 'submitted': submitted})
+
+
+def _write(dirs: ModelDir, record: Mapping[str, Any]) -> None:
+    path = dirs.path / NAME
+    aside = path.with_name(f'.{NAME}.tmp')
+    with contextlib.suppress(OSError):
+        with open(aside, 'w', encoding='utf-8') as file:
+            file.write(json.dumps(record, indent=2) + '\n')
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
 
 
 def _load(dirs: ModelDir) -> dict[str, Any] | None:

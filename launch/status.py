@@ -72,6 +72,24 @@ def logs(dirs: ModelDir, worker: int = 0, *, follow: bool = False) -> None:
                 time.sleep(_FOLLOW_SECONDS)
 
 
+def launcher(dirs: ModelDir) -> int | None:
+    """Returns the process that brings the job in a directory to its end, None if it has ended.
+
+    Raises:
+        ConfigError: no job has run there, or it runs on another host.
+    """
+    events = Ledger(dirs.path / 'ledger.jsonl').history()
+    jobs = [each for each in events if each['event'] == 'job']
+    if not jobs or events[-1]['event'] == 'end' or not _runs(jobs[-1]):
+        return None
+    if jobs[-1]['host'] != socket.gethostname():
+        raise ConfigError(
+            f'The job in {str(dirs.path)!r} is run by process {jobs[-1]["pid"]} on '
+            f'{jobs[-1]["host"]}, and not by a scheduler known here. End it there.'
+        )
+    return jobs[-1]['pid']
+
+
 def _file(dirs: ModelDir, attempt: int, worker: int, kind: str) -> Path:
     return dirs.attempt(attempt) / f'worker-{worker}.{kind}'
 

@@ -89,7 +89,12 @@ class Script:
 
     def save(self, path: Path) -> None:
         """Writes it down for `load`: another process may not see the files, or others by then."""
-        path.write_text(json.dumps(self.parts), encoding='utf-8')
+        path.write_text(self.saved, encoding='utf-8')
+
+    @property
+    def saved(self) -> str:
+        """What `save` writes."""
+        return json.dumps(self.parts)
 
 
 def shipped_configs() -> Path:
