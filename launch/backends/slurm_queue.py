@@ -53,7 +53,7 @@ _NEVER = re.compile(
     | (Assoc|QOS)Max\w*(PerJob|PerNode|WallDuration)\w* | QOSMin\w*
     # A maintenance ends, but nodes that are down or drained need someone.
     | ReqNodeNotAvail\W+UnavailableNodes:[^(\s].*
-    | launch_failed_requeued_held | .*requeued.held
+    | .*requeued.held
     """,
     re.VERBOSE,
 )

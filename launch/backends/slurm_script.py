@@ -110,6 +110,7 @@ class Plan:
             'launch.backends.slurm_step',
             f'--model_dir={model_dir}',
             f'--max_restarts={job.policy.max_restarts}',
+            f'--grace_seconds={job.policy.grace_seconds:g}',
             '--',
             *srun,
             *self._container(),

@@ -7,6 +7,7 @@ failed if it ends in them. So this asks for the requeue itself, before it ends.
 import argparse
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -23,20 +24,24 @@ _FINISHED, _FAILED, _MISTAKE, _STOPPED = 0, 1, 2, 75
 # Of srun itself, where it could start nothing.
 _SRUN_ERROR = 200
 _LONGEST_WAIT_SECONDS = 60.0
-# After which an end that was asked for has not come.
-_END_SECONDS = 600.0
+_POLL_SECONDS = 0.2
+# A signal is lost on tasks that srun has not started yet.
+_LAUNCH_SECONDS = 5.0
+# What tasks that were asked to end may take beside their grace time.
+_END_SECONDS = 30.0
+# After which Slurm has not ended this, as it was asked to.
+_LONGEST_END_SECONDS = 600.0
 
 
 class Step:
     """One step of the job after the other, and the signals to it."""
 
-    def __init__(self, command: Sequence[str]):
+    def __init__(self, command: Sequence[str], grace_seconds: float):
         """Prepares it; the batch script is told with SIGUSR1 that the tasks shall save and end.
 
         SIGTERM is left to Slurm, which sends it to the tasks as well.
         """
-        self._command = command
-        self._srun: subprocess.Popen | None = None
+        self._command, self._grace_seconds = command, grace_seconds
         self.asked = False  # to save and end
         signal.signal(signal.SIGUSR1, self._ask)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -47,22 +52,27 @@ class Step:
         if self.asked:
             return _STOPPED
         nodes = os.environ['SLURM_JOB_NUM_NODES']
-        srun, *rest = self._command
-        self._srun = subprocess.Popen(
-            [srun, f'--nodes={nodes}', f'--ntasks={nodes}', *rest],
+        program, *rest = self._command
+        srun = subprocess.Popen(
+            [program, f'--nodes={nodes}', f'--ntasks={nodes}', *rest],
             env={**os.environ, 'SLURM_EXIT_ERROR': str(_SRUN_ERROR)},
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Slurm's signals to the batch script are not for it.
         )
-        if self.asked:
-            self._ask()  # It came before there was an srun to pass it on.
-        code = self._srun.wait()
-        return code if code >= 0 else 128 - code
+        deaf_until, end = time.monotonic() + _LAUNCH_SECONDS, math.inf
+        while srun.poll() is None:
+            time.sleep(_POLL_SECONDS)
+            if self.asked and end == math.inf and time.monotonic() > deaf_until:
+                srun.send_signal(signal.SIGUSR1)  # which passes it on to all tasks
+                end = time.monotonic() + self._grace_seconds + _END_SECONDS
+            if time.monotonic() > end:
+                _say('the tasks have not ended in time, and are killed')
+                srun.terminate()
+                end += _END_SECONDS
+        return srun.returncode if srun.returncode >= 0 else 128 - srun.returncode
 
     def _ask(self, *_: object) -> None:
         self.asked = True
-        if self._srun and self._srun.poll() is None:
-            self._srun.send_signal(signal.SIGUSR1)  # which passes it on to all tasks
 
 
 class Failures:
@@ -96,12 +106,14 @@ class Failures:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Brings the job to its end, or to its requeue, and returns the exit code of the script."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    own, command = argv[: argv.index('--')], argv[argv.index('--') + 1 :]
     parser = argparse.ArgumentParser(prog='slurm_step', allow_abbrev=False)
     parser.add_argument('--model_dir', required=True)
     parser.add_argument('--max_restarts', type=int, required=True)
-    parser.add_argument('command', nargs='+', help='srun and its arguments, after --')
-    arguments = parser.parse_args(argv)
-    step = Step(arguments.command)
+    parser.add_argument('--grace_seconds', type=float, required=True)
+    arguments = parser.parse_args(own)
+    step = Step(command, arguments.grace_seconds)
     job_id = os.environ['SLURM_JOB_ID']
     failures = Failures(ModelDir(arguments.model_dir), job_id)
     while True:
@@ -114,18 +126,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Unreachable as error:
             _say(f'{error} Without it this job cannot be requeued: submit it again to go on.')
             record = None
-        if record is None:
-            return _FAILED if code == _FAILED and not step.asked else _STOPPED
-        if code == _FAILED and not (step.asked or record.preempted):
+        if code == _FAILED and not step.asked and not (record and record.preempted):
             return code
-        if record.word != 'RUNNING' and not record.reason.startswith('TimeLimit'):
-            _say(f'the job is {record.word.lower()}')
+        if record is None:
             return _STOPPED
-        if not record.requeue and not record.preempted and step.asked:
-            _say('the job was cancelled, and has saved')
+        if record.word != 'RUNNING' and not record.reason.startswith('TimeLimit'):
+            return _STOPPED  # Slurm ends it.
+        if step.asked and not record.requeue:
+            _say('the job was cancelled')
             return _end_by(['scancel', job_id])
         if record.preempted:
-            _say('the job is preempted')
+            _say('the job is preempted, and requeued')
             return _end_by(['scontrol', 'requeue', job_id])
         count = failures.add()
         if count > arguments.max_restarts:
@@ -135,8 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             return _FAILED
         so_far = f'({count} of {arguments.max_restarts} without a new checkpoint)'
-        if code in (_STOPPED, _FAILED):
-            _say(f'the tasks have ended with {code}; the job is requeued {so_far}')
+        if step.asked or code == _STOPPED:
+            _say(f'the tasks were stopped; the job is requeued {so_far}')
             return _end_by(['scontrol', 'requeue', job_id])
         wait = min(_LONGEST_WAIT_SECONDS, 2.0**count) - (time.monotonic() - begun)
         _say(f'the tasks were killed (exit code {code}) and are started again {so_far}')
@@ -150,7 +161,7 @@ def _end_by(command: Sequence[str]) -> int:
     if done.returncode:
         _say(f'{" ".join(command)}: {done.stderr.strip()}. Submit the job again to go on.')
         return _STOPPED
-    time.sleep(_END_SECONDS)
+    time.sleep(_LONGEST_END_SECONDS)
     return _STOPPED
 
 

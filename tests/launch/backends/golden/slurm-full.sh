@@ -24,6 +24,7 @@ cd -- /home/me/project || exit 2
 exec /home/me/.venv/bin/python -m launch.backends.slurm_step \
   --model_dir=/shared/runs/digits \
   --max_restarts=5 \
+  --grace_seconds=90.5 \
   -- srun \
   --ntasks-per-node=1 \
   --kill-on-bad-exit=0 \

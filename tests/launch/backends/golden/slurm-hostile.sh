@@ -12,6 +12,7 @@ cd -- '/home/me/a b$(x)' || exit 2
 exec /home/me/.venv/bin/python -m launch.backends.slurm_step \
   '--model_dir=/shared/it'"'"'s "100%" #1;$(x)' \
   --max_restarts=3 \
+  --grace_seconds=60 \
   -- srun \
   --ntasks-per-node=1 \
   --kill-on-bad-exit=0 \

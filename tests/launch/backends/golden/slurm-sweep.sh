@@ -15,6 +15,7 @@ esac
 exec /home/me/.venv/bin/python -m launch.backends.slurm_step \
   --model_dir=/shared/runs/digits/"$SLURM_ARRAY_TASK_ID" \
   --max_restarts=3 \
+  --grace_seconds=60 \
   -- srun \
   --ntasks-per-node=1 \
   --kill-on-bad-exit=0 \
