@@ -281,21 +281,27 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _catching_signals(self) -> Iterator[None]:
-        last = -math.inf
+        last, count = -math.inf, 0
 
         def note(number: int, frame: object) -> None:
-            nonlocal last
+            nonlocal last, count
             del frame
             # Who closes a terminal or stops a service may send several at once, and means one.
             if time.monotonic() - last > _SAME_SIGNAL_SECONDS:
+                last, count = time.monotonic(), count + 1
+                if count > len(self._signals):
+                    self._signals.append(number)
+
+        def note_elsewhere(number: int) -> None:
+            # A scheduler sends one to every host, and they come here one after the other.
+            if not self._signals:
                 self._signals.append(number)
-                last = time.monotonic()
 
         # Schedulers send the last when the time is nearly over.
         numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
             numbers.append(signal.SIGHUP)
-        self._hosts.asked = lambda number: note(number, None)
+        self._hosts.asked = note_elsewhere
         before = {number: signal.signal(number, note) for number in numbers}
         try:
             yield
