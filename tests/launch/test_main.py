@@ -13,13 +13,13 @@ from trainer.model_dir import ModelDir
     [
         (
             ['rum'],
-            "'rum' is not a verb of phalanx (run, check, status, logs, report, rerun, replay, "
-            "prepare, inspect). Did you mean 'run'?",
+            "'rum' is not a verb of phalanx (run, check, submit, status, logs, cancel, list, "
+            "top, report, rerun, replay, prepare, inspect). Did you mean 'run'?",
         ),
         (
             ['--workers=2'],
-            "'--workers=2' is not a verb of phalanx (run, check, status, logs, report, rerun, "
-            'replay, prepare, inspect).',
+            "'--workers=2' is not a verb of phalanx (run, check, submit, status, logs, cancel, "
+            'list, top, report, rerun, replay, prepare, inspect).',
         ),
         (
             ['run', '--wrokers=2'],
@@ -76,8 +76,8 @@ from trainer.model_dir import ModelDir
                 (['run', '--dry_run'], '--dry_run'),
             ]
         ),
-        (['status'], 'Of which job? Write: phalanx status DIR, its model_dir.'),
-        (['logs', 'a', 'b'], 'Of which job? Write: phalanx logs DIR, its model_dir.'),
+        (['status'], 'Of which job? Write: phalanx status JOB, its model_dir.'),
+        (['logs', 'a', 'b'], 'Of which job? Write: phalanx logs JOB, its model_dir.'),
         (['replay', 'a'], 'Which step? Write: phalanx replay a --step=N.'),
         (
             ['replay', '--step=3'],
