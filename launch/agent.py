@@ -68,6 +68,10 @@ class Agent:
         local.check_gpus(self._sharing)
         return asyncio.run(self._run(handles_signals))
 
+    def leave(self) -> None:
+        """Ends `run` soon, from another thread, once the leader has gone or if it never comes."""
+        self._asked += 1
+
     async def _run(self, handles_signals: bool) -> int:
         if handles_signals:
             loop = asyncio.get_running_loop()

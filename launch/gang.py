@@ -16,7 +16,7 @@ from pathlib import Path
 
 from launch.place import Place
 from launch.wire import BEAT_SECONDS, Lost, Wire
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, Preempted
 
 _POLL_SECONDS = 0.1
 _TELL_SECONDS = 10.0
@@ -85,7 +85,7 @@ class Gang:
         # Guards all of the above, and what members say; told of every change.
         self.changed = threading.Condition()
         self.asked: Callable[[int], None] = lambda number: None
-        self._begun = False
+        self._begun = self._ended = False
 
     def __enter__(self) -> 'Gang':
         listener, self.port = _listen(self._place)
@@ -188,11 +188,15 @@ class Gang:
         return GangWorkers(self, members, shares, directory)
 
     def end(self, code: int) -> None:
-        """Tells all agents how the job has ended, and waits until they have gone."""
+        """Tells all agents how the job has ended, once, and waits until they have gone."""
+        if self._ended:
+            return
+        self._ended = True
         with self.changed:
-            for member in self._members.values():
-                self._send(member, do='end', code=code)
-            self.wait(lambda: all(member.lost for member in self._members.values()))
+            # Those that stay have the next leader to wait for.
+            told = [m for m in self._members.values() if not (self._stays(code) and m.rank)]
+            self.send(told, do='end', code=code)
+            self.wait(lambda: all(member.lost for member in told))
 
     def send(self, members: Sequence[_Member], **message: object) -> None:
         """Tells agents something; those that are lost do not hear it."""
@@ -202,6 +206,9 @@ class Gang:
     def wait(self, done: Callable[[], bool], seconds: float = _ANSWER_SECONDS) -> None:
         """Waits until something is so, but not for ever; the caller holds `changed`."""
         self.changed.wait_for(done, seconds)
+
+    def _stays(self, code: int) -> bool:
+        return self._place.stays and code == Preempted.exit_code
 
     def _present(self) -> dict[int, _Member]:
         return {r: m for r, m in self._members.items() if not m.lost and not m.leaving}

@@ -25,8 +25,8 @@ class Place:
         leader: the name or address of the leader's host, as others call it.
         ports: where it may listen; the first that is free.
         names: of the hosts by rank, as far as they are known.
-        stays: whether the scheduler replaces the task of a lost host alone, so that the others
-            wait for it. Else the whole job is started again.
+        stays: whether a task that was asked to stop goes alone, since its scheduler puts another
+            in its place, and the others stay. Else all end.
     """
 
     rank: int
@@ -59,7 +59,7 @@ def of_hosts(hosts: Sequence[str], rank: int, *, job: str) -> Place:
             f'--rank={rank} is none of the {len(hosts)} hosts, which are counted from 0: '
             f'{",".join(hosts)}.'
         )
-    return Place(rank, len(hosts), hosts[0], ports(job), tuple(hosts), stays=True)
+    return Place(rank, len(hosts), hosts[0], ports(job), tuple(hosts))
 
 
 def of_scheduler(scheduler: str, environ: Mapping[str, str] = os.environ) -> Place:

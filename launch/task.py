@@ -75,18 +75,26 @@ def _lead(job: Asked, place: Place, argv: Sequence[str], agent: Agent) -> int:
         seconds=job.policy.meeting_seconds,
         tell=lambda text: display.write(f'phalanx: {text}\n', sys.stderr),
     )
-    with gang:
-        # Its agent is in a thread, and lives as long: the workers die with the one that has
-        # started them.
-        thread = threading.Thread(
-            target=agent.run, kwargs={'handles_signals': False}, name='agent', daemon=True
-        )
-        thread.start()
-        try:
-            return lead(job, argv, gang)
-        finally:
-            gang.end(1)  # If it has not been told another end.
+    # Its agent is in a thread that lives as long: workers die with the one that has started them.
+    thread = threading.Thread(
+        target=agent.run, kwargs={'handles_signals': False}, name='agent', daemon=True
+    )
+    code = 1
+    try:
+        with gang:
+            thread.start()
+            try:
+                code = lead(job, argv, gang)
+            except ConfigError:
+                code = ConfigError.exit_code
+                raise
+            finally:
+                gang.end(code)
+    finally:
+        agent.leave()
+        if thread.is_alive():
             thread.join()
+    return code
 
 
 def _digest(job: Asked, place: Place) -> str:
