@@ -120,8 +120,7 @@ class Driver:
                 if not any(seat.started for seat in self._seats):
                     return STOPPED
                 tell('stopping: all workers save')
-                for seat in self._seats:
-                    seat.signal(signal.SIGTERM)
+                leader.signal(signal.SIGTERM)  # Which tells the others, once.
                 deadline = time.monotonic() + self._job.policy.grace_seconds + _AFTERWARDS_SECONDS
             if len(self._signals) > 1 or time.monotonic() > deadline:
                 return 1

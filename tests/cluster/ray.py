@@ -1,6 +1,7 @@
 """A real Ray cluster for tests: one host of it in each network namespace, its head on node1."""
 
 import contextlib
+import json
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,18 @@ class RayCluster:
                 raise AssertionError(f'Ray did not start on node{index}: {text[-3000:]}')
             time.sleep(0.2)
 
+    def mend(self, index: int) -> None:
+        """Brings a host back that was killed or cut off, if it was."""
+        self._hosts.heal(index)
+        if self._processes.get(index) is not None and self.alive() == self._hosts.count:
+            return
+        if index in self._processes:
+            self.kill(index)
+        end = time.monotonic() + START_SECONDS
+        while self.alive() == self._hosts.count and time.monotonic() < end:
+            time.sleep(0.2)  # Until its death is noticed.
+        self.start(index)
+
     def kill(self, index: int) -> None:
         """Kills Ray on a host, and all that runs under it."""
         process = self._processes.pop(index)
@@ -123,8 +136,6 @@ class RayCluster:
 
     def alive(self) -> int:
         """How many hosts the cluster counts."""
-        import json
-
         try:
             with urllib.request.urlopen(f'{self.address}/api/v0/nodes', timeout=10) as answer:
                 nodes = json.load(answer)['data']['result']['result']
