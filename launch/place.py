@@ -92,8 +92,11 @@ def _of_slurm(environ: Mapping[str, str]) -> Place:
             'Start one task a host, with srun --ntasks-per-node=1; it starts all workers of its '
             'host.'
         )
-    job = environ.get('SLURM_CLUSTER_NAME', '') + _text(environ, 'SLURM_JOB_ID')
-    return Place(rank, len(names), names[0], ports(job), tuple(names))
+    # Other ports at each start: a host that was cut off may still have a task of the one before,
+    # which shall not take the place of its successor.
+    start = [environ.get(f'SLURM_{name}', '') for name in ('CLUSTER_NAME', 'RESTART_COUNT')]
+    start += [_text(environ, 'SLURM_JOB_ID'), environ.get('SLURM_STEP_ID', '')]
+    return Place(rank, len(names), names[0], ports('.'.join(start)), tuple(names))
 
 
 def ports(job: str) -> tuple[int, ...]:
