@@ -8,8 +8,11 @@ import logging
 import math
 import os
 import shlex
+import socket
 import threading
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +48,7 @@ _HOST = 'http://HOST:8265'
 _OVERRIDING = ('RAY_API_SERVER_ADDRESS', 'RAY_ADDRESS')
 _environment = threading.Lock()
 _POLL_SECONDS = 1.0
+_CONNECT_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,6 +282,12 @@ def _client(address: str) -> 'JobSubmissionClient':
         raise ConfigError(
             f"Jobs for Ray need its client ({error}): pip install 'phalanx[ray]'"
         ) from None
+    if not urllib.request.getproxies():
+        # Ray's client waits without end where nobody answers.
+        with _errors(address):
+            parts = urllib.parse.urlsplit(address)
+            port = parts.port or (443 if parts.scheme == 'https' else 80)
+            socket.create_connection((parts.hostname, port), _CONNECT_SECONDS).close()
     with _errors(address), _environment:
         hidden = {name: os.environ.pop(name) for name in _OVERRIDING if name in os.environ}
         try:
@@ -298,15 +308,22 @@ def _errors(address: str) -> Iterator[None]:
     """Turns what Ray's client raises into what `launch.backends.Backend` promises."""
     try:
         yield
-    except (ConnectionError, OSError) as error:  # Those of `requests` are OSErrors.
+    except OSError as error:  # Those of `requests` are OSErrors too.
         raise Unreachable(
             f'Ray at {address} cannot be asked: {error}. Is the address right, can this machine '
             'reach it, and does the dashboard run?'
         ) from None
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:
+        # RuntimeError for what the server answers, and Ray's own where a token is missing.
+        if not isinstance(error, (RuntimeError, ValueError)) and not _is_of_ray(error):
+            raise
         if 'status code 404' in str(error):
             raise ConfigError(f'Ray at {address} knows no such job.') from None
         raise ConfigError(f'Ray at {address} refuses: {error}') from None
+
+
+def _is_of_ray(error: Exception) -> bool:
+    return type(error).__module__.partition('.')[0] == 'ray'
 
 
 def _reason(info: 'JobDetails') -> str:
