@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from tests.cluster.kubernetes import Store
     from tests.cluster.pods import Pods
 
+_VERSIONS = {
+    'pods': 'v1',
+    'services': 'v1',
+    'jobs': 'batch/v1',
+    'jobsets': 'jobset.x-k8s.io/v1alpha2',
+}
 _INDEX = 'batch.kubernetes.io/job-completion-index'
 
 
@@ -188,7 +194,8 @@ class Controllers:
         self._make('pods', 'Pod', job, pod)
 
     def _make(self, plural: str, kind: str, owner: dict, found: dict) -> dict:
-        found['kind'], meta = kind, owner['metadata']
+        found.update(kind=kind, apiVersion=_VERSIONS[plural])
+        meta = owner['metadata']
         reference = {'kind': owner['kind'], 'name': meta['name'], 'uid': meta['uid']}
         found['metadata']['ownerReferences'] = [{**reference, 'controller': True}]
         return self._store.add(plural, found)

@@ -106,7 +106,15 @@ class StandIn:
         claims: a directory for each PersistentVolumeClaim.
         backoff_seconds: between a pod's failure and the next pod; 10, 20, 40... in Kubernetes.
         without: plurals of kinds that this cluster does not know.
+
+    Attributes:
+        kubeconfig: leads to it.
+        refuse: a plural of which no object may be made.
+        break_logs: whether a log that is followed breaks off after each line.
     """
+
+    refuse = ''
+    break_logs = False
 
     def __init__(
         self,
@@ -121,9 +129,8 @@ class StandIn:
         self.store = Store()
         self.pods = Pods(self.store, hosts, directory, dict(image or {}), dict(claims or {}))
         self._controllers = Controllers(self.store, self.pods, backoff_seconds)
-        self._kinds = {k: kind for k, kind in KINDS.items() if k[1] not in without}
-        handler = type('Handler', (_Handler,), {'store': self.store, 'pods': self.pods})
-        handler.kinds = self._kinds
+        self.kinds = {k: kind for k, kind in KINDS.items() if k[1] not in without}
+        handler = type('Handler', (_Handler,), {'cluster': self, 'store': self.store})
         self._server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
         self._server.daemon_threads = True
         self._over = threading.Event()
@@ -170,9 +177,8 @@ class StandIn:
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
+    cluster: StandIn
     store: Store
-    pods: Pods
-    kinds: dict[tuple[str, str], str]
 
     def log_message(self, *_: object) -> None:
         pass
@@ -218,7 +224,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if rest[0] == 'namespaces' and len(rest) > 2:
             namespace, rest = rest[1], rest[2:]
         plural, name, part = [*rest, None, None][:3]
-        if (version, plural) not in self.kinds:
+        if (version, plural) not in self.cluster.kinds:
             raise Refused(404, 'NotFound', 'the server could not find the requested resource')
         if name is None:
             return self._collection(version, plural, namespace)
@@ -229,13 +235,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if part == 'log':
             return self._log(found)
         if part == 'eviction':
-            self.pods.disrupt(found, 'EvictionByEvictionAPI', 'Eviction API: evicting')
+            self.cluster.pods.disrupt(found, 'EvictionByEvictionAPI', 'Eviction API: evicting')
             return self._answer({'kind': 'Status', 'apiVersion': 'v1', 'status': 'Success'}, 201)
         return self._object(plural, found)
 
     def _groups(self) -> dict:
         groups = {}
-        for version, _ in self.kinds:
+        for version, _ in self.cluster.kinds:
             if '/' in version:
                 one = {'groupVersion': version, 'version': version.split('/')[1]}
                 name = version.split('/')[0]
@@ -252,7 +258,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 'kind': kind,
                 'verbs': verbs,
             }
-            for (of, plural), kind in self.kinds.items()
+            for (of, plural), kind in self.cluster.kinds.items()
             if of == version
         ]
         if not found:
@@ -265,10 +271,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         }
 
     def _collection(self, version: str, plural: str, namespace: str | None) -> None:
-        kind = self.kinds[version, plural]
+        kind = self.cluster.kinds[version, plural]
         if self.command == 'POST':
             self.body.update(apiVersion=version, kind=kind)
             self.body['metadata'].setdefault('namespace', namespace)
+            if plural == self.cluster.refuse:
+                raise Refused(403, 'Forbidden', 'admission webhook "policy" denied the request')
             if self.query.get('dryRun') == 'All':
                 return self._answer(self.body, 201)
             return self._answer(self.store.add(plural, self.body), 201)
@@ -321,7 +329,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         meta = found['metadata']
         if plural == 'pods':
             grace = options.get('gracePeriodSeconds')
-            self.pods.delete(found, None if grace is None else float(grace))
+            self.cluster.pods.delete(found, None if grace is None else float(grace))
         elif options.get('propagationPolicy') == 'Foreground':
             meta.setdefault('deletionTimestamp', now())
             self.store.changed(plural, found)
@@ -349,11 +357,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             raise Refused(400, 'BadRequest', 'container is waiting to start: ContainerCreating')
         since = time.time() - float(self.query.get('sinceSeconds', 'inf'))
         self._stream('text/plain')
-        for at, line in self.pods.log(pod, follow=self._asks('follow')):
+        follow = self._asks('follow')
+        for at, line in self.cluster.pods.log(pod, follow):
             if at >= since:
                 stamp = time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(at)) + f'{at % 1:.9f}Z'[1:]
                 shown = self._asks('timestamps')
                 self._piece((f'{stamp} '.encode() if shown else b'') + line)
+                if follow and self.cluster.break_logs:
+                    break
         self._piece(b'')
 
     def _asks(self, option: str) -> bool:

@@ -50,6 +50,8 @@ class Pods:
         self._image, self._claims = image, claims
         self._running: dict[str, _Process] = {}  # by uid
         self._logs: dict[str, list[tuple[float, bytes]]] = {}
+        self._threads: list[threading.Thread] = []
+        self._over = False
         self.cordoned: set[int] = set()
 
     def schedule(self) -> None:
@@ -64,7 +66,9 @@ class Pods:
             if free:
                 pod['spec']['nodeName'] = f'node{free[0]}'
                 pod['status'].pop('conditions', None)
-                threading.Thread(target=self._run, args=(pod, free[0]), daemon=True).start()
+                thread = threading.Thread(target=self._run, args=(pod, free[0]), daemon=True)
+                self._threads.append(thread)
+                thread.start()
             else:
                 said = f'0/{self._hosts.count} nodes are available: all of them have a pod.'
                 pod['status']['conditions'] = [
@@ -101,8 +105,11 @@ class Pods:
 
     def kill(self) -> None:
         """Ends all that run, at once."""
+        self._over = True
         for each in list(self._running.values()):
             each.end(0)
+        for thread in self._threads:
+            thread.join()
 
     def log(self, pod: dict, follow: bool) -> Iterator[tuple[float, bytes]]:
         """Yields the lines that a pod prints, with their times."""
@@ -158,7 +165,7 @@ class Pods:
     def _mounts(self, pod: dict) -> list[tuple[Path, str, bool]]:
         """The directories to mount, once all of them are there; [] if the pod is deleted."""
         volumes = {each['name']: each for each in pod['spec']['volumes']}
-        while 'deletionTimestamp' not in pod['metadata']:
+        while 'deletionTimestamp' not in pod['metadata'] and not self._over:
             with contextlib.suppress(KeyError):
                 return [
                     (
@@ -261,11 +268,13 @@ class _Process:
             stderr=subprocess.STDOUT,
         )
         self.output = self._process.stdout
+        self._killed = False
 
     def signal(self, number: int) -> None:
         """Sends a signal to the container's first process, once that is there."""
         while self._process.poll() is None:
             if (first := self._first()) is not None:
+                self._killed = number == signal.SIGKILL
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(first, number)
                 return
@@ -282,6 +291,8 @@ class _Process:
     def wait(self) -> int:
         """Returns the exit code, as Kubernetes counts."""
         code = self._process.wait()
+        if self._killed:  # Which some versions of `unshare` cannot tell.
+            return _KILLED + signal.SIGKILL
         return _KILLED - code if code < 0 else code
 
     def _first(self) -> int | None:
