@@ -4,7 +4,7 @@ VENV ?= .venv
 MODEL_DIR ?= runs/quickstart
 RUN = $(VENV)/bin/python
 
-.PHONY: quickstart test chaos lint bench clean
+.PHONY: quickstart test chaos cluster lint bench clean
 
 # Trains a digits classifier on two replicas; run it again and it goes on where it was.
 # On two CPU devices, also where there is a GPU.
@@ -19,6 +19,11 @@ test: $(VENV)/.installed-dev
 # Several real processes, and faults injected into them.
 chaos: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m '(slow or chaos) and not cluster'
+
+# Real schedulers and simulated hosts: needs root, and what tests/cluster/install installs. Two files
+# at a time, as they mostly wait.
+cluster: $(VENV)/.installed-dev
+	$(RUN) -m pytest -m cluster -n 2 --dist loadgroup
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .
