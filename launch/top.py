@@ -140,7 +140,8 @@ def _line(dirs: ModelDir, name: str) -> Line:
         path = dirs.attempt(attempts[-1]['number']) / 'worker-0.phases.jsonl'
         for each in json_lines(path):
             said |= each
-            if 'step' in each and 'time' in each:
+            # Compiling is no part of the pace.
+            if 'step' in each and 'time' in each and each.get('phase') != 'compiling':
                 steps.append((each['time'], each['step']))
     step, last_step = said.get('step', dirs.newest_step()), said.get('last_step', 0)
     state = _state(events, said)
