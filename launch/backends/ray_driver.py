@@ -106,8 +106,7 @@ class Driver:
             return leader.code
         if self._is_to_stop():
             return STOPPED if leader.code == STOPPED else 1
-        self._lose(leader)
-        if self._is_given_up():
+        if not self._can_replace(leader):
             return 1
         tell(f'starting all tasks again from step {self._newest_step()}')
         return None
@@ -119,7 +118,8 @@ class Driver:
             if deadline == float('inf') and self._is_to_stop():
                 if not any(seat.started for seat in self._seats):
                     return STOPPED
-                tell('stopping: all workers save')
+                why = '' if self._signals else ' at the time limit'
+                tell(f'stopping{why}: all workers save')
                 leader.signal(signal.SIGTERM)  # Which tells the others, once.
                 deadline = time.monotonic() + self._job.policy.grace_seconds + _AFTERWARDS_SECONDS
             if len(self._signals) > 1 or time.monotonic() > deadline:
@@ -139,8 +139,7 @@ class Driver:
                     return seat.code
                 if seat.code == 0:
                     continue
-                self._lose(seat)
-                if self._is_given_up():
+                if not self._can_replace(seat):
                     return 1
                 seat.kill()
                 self._seats[seat.rank] = Seat(seat.rank, group, self._job, seat.reason)
@@ -165,20 +164,20 @@ class Driver:
             time.sleep(_POLL_SECONDS)
         self._note(tasks=[seat.task() for seat in self._seats])
 
-    def _lose(self, seat: Seat) -> None:
+    def _can_replace(self, seat: Seat) -> bool:
+        """Takes note of a task that is lost; returns whether it may be started once more."""
         newest = self._newest_step()
         if newest != self._step:
             self._losses.clear()
         self._step = newest
         count = self._losses[seat.rank] = self._losses.get(seat.rank, 0) + 1
-        tell(
-            f'task {seat.rank} is lost ({seat.reason}), for the {count}. time without a new '
-            f'checkpoint; {self._job.policy.max_restarts} are allowed'
-        )
+        tell(f'task {seat.rank} is lost: {seat.reason.rstrip(".")}')
+        most = self._job.policy.max_restarts
+        if count > most:
+            tell(f'given up: lost {count} times without a new checkpoint, where {most} are allowed')
+            return False
         self._note(restarts=self._notes.restarts + 1)
-
-    def _is_given_up(self) -> bool:
-        return max(self._losses.values(), default=0) > self._job.policy.max_restarts
+        return True
 
     def _is_to_stop(self) -> bool:
         return bool(self._signals) or time.monotonic() > self._limit

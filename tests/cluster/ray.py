@@ -46,7 +46,8 @@ class RayCluster:
             RAY_health_check_failure_threshold='4',
             # A host that is cut off gives up.
             RAY_gcs_rpc_server_reconnect_timeout_s='15',
-            RAY_DISABLE_IMPORT_WARNING='1',
+            # Or every other program of a busy machine goes first.
+            RAY_worker_niceness='0',
             RAY_USAGE_STATS_ENABLED='0',
             **variables,
         )

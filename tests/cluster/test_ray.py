@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.cluster, needs_root, needs_ray]
 
 # Of a job, everything in a test together; the machine may be busy.
 DEADLINE_SECONDS = 240
-STEPS = 400
+STEPS = 300
 BINDINGS = {
     'STEPS': STEPS,
     'BATCH_SIZE': 48,
@@ -198,18 +198,19 @@ def test_a_job_ends_with_the_bits_of_the_same_job_on_one_host(ray, undisturbed, 
     assert end_of(run.job.model_dir) == (digest, samples)
     assert f'state sha256: {digest}' in run.text
     assert ''.join(ray.logs(run.submitted)) == run.text
-    assert 'worker 2 of 3' in ''.join(ray.logs(run.submitted, worker=2)) or run.dirs.attempts()
+    log = run.dirs.attempt(1) / 'worker-2.log'
+    assert ''.join(ray.logs(run.submitted, worker=2)) == log.read_text(errors='replace') != ''
 
 
 def test_a_worker_that_is_killed_is_the_leaders_business(ray, undisturbed, tmp_path):
-    with Run(ray, job(tmp_path / 'run', 3)) as run:
+    with Run(ray, job(tmp_path / 'run', 2)) as run:
         run.until_step(50)
         worker_of(run.job.model_dir, 1).kill()
         status = run.end()
     assert status.state == 'finished', run.text
     assert status.restarts == 0
     assert 'worker 1 was ended by signal 9' in run.text
-    assert end_of(run.job.model_dir) == undisturbed(3)
+    assert end_of(run.job.model_dir) == undisturbed(2)
 
 
 def test_a_job_that_fails_says_why_and_what_it_was_given_arrives(ray, tmp_path):
@@ -277,7 +278,7 @@ def test_an_elastic_job_goes_on_without_a_host_that_is_cut_off(
         hosts.cut(3)
         status = run.end()
     assert status.state == 'finished', run.text
-    assert 'going on with 2 of 3 workers' in run.text or '2 host(s)' in run.text
+    assert ': 2 workers; logs in' in run.text
     _, samples = undisturbed(3)
     assert end_of(run.job.model_dir)[1] == samples
 
