@@ -118,6 +118,9 @@ def _tolerations(options: KubernetesOptions) -> list[Manifest]:
 def _container(job: Job, options: KubernetesOptions) -> Manifest:
     command = job.command('kubernetes', f'{CONFIG_DIRECTORY}/{CONFIG_FILE}')
     environment = {
+        # A container sees all cores of its node, whatever it asked for; and bits depend on how many
+        # threads compute them.
+        **({'TF_NUM_INTRAOP_THREADS': str(job.resources.cpus)} if job.resources.cpus else {}),
         **job.environment,
         'PHALANX_HOSTS': str(job.hosts),
         'PHALANX_LEADER': leader(job, options),

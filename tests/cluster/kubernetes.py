@@ -341,9 +341,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         end = time.monotonic() + float(self.query.get('timeoutSeconds', 300))
         with self.store.watching() as events:
             self._stream('application/json')
-            if self.query.get('resourceVersion', '0') in ('', '0'):
-                for each in self.store.all(plural, fits):
-                    self._piece(json.dumps({'type': 'ADDED', 'object': each}).encode() + b'\n')
+            # What has changed since the client looked; without a version, all there is.
+            since = int(self.query.get('resourceVersion') or 0)
+            for each in self.store.all(plural, fits):
+                if int(each['metadata']['resourceVersion']) > since:
+                    change = 'MODIFIED' if since else 'ADDED'
+                    self._piece(json.dumps({'type': change, 'object': each}).encode() + b'\n')
             while time.monotonic() < end:
                 with contextlib.suppress(queue.Empty):
                     change, of, found = events.get(timeout=0.5)
