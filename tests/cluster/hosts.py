@@ -6,6 +6,7 @@ They share the file system, as the hosts of a cluster share a file server. Only 
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -83,8 +84,16 @@ class Hosts:
 
     def _remove(self) -> None:
         for index in range(1, self.count + 1):
+            name = self.namespace(index)
+            # One that a test has left behind would keep the namespace, and its link.
+            pids = subprocess.run(['ip', 'netns', 'pids', name], capture_output=True, check=False)
+            for pid in pids.stdout.split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
             with contextlib.suppress(subprocess.CalledProcessError):
-                _ip('netns', 'del', self.namespace(index))
+                _ip('link', 'del', f'{name}v')
+            with contextlib.suppress(subprocess.CalledProcessError):
+                _ip('netns', 'del', name)
             shutil.rmtree(Path('/etc/netns') / self.namespace(index), ignore_errors=True)
         with contextlib.suppress(subprocess.CalledProcessError):
             _ip('link', 'del', self._bridge)

@@ -158,15 +158,6 @@ class Cluster:
                 for each in [*psutil.Process(process.pid).children(recursive=True), process]:
                     each.kill()
                 process.wait()
-        for each in psutil.process_iter():
-            # What runs a job is a child of nobody.
-            try:
-                if f'{self.directory}/' in each.environ().get('SLURM_CONF', '') and (
-                    'SLURM_JOB_ID' in each.environ() or each.name() == 'slurmstepd'
-                ):
-                    each.kill()
-            except psutil.Error:
-                continue
 
     def run(self, *command: str, check: bool = True) -> str:
         """Runs one of Slurm's programs and returns what it prints."""

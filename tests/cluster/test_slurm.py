@@ -1,10 +1,8 @@
 """Jobs under a real Slurm: how they are started, ended, requeued and told of, without training."""
 
-import dataclasses
-import json
+import functools
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -13,12 +11,12 @@ import pytest
 
 from launch.backends import Unreachable
 from launch.backends.slurm import Slurm, SlurmOptions
-from launch.job import Job, Policy, Resources
+from launch.job import Policy, Resources
 from launch.known import Submitted
 from launch.nodelist import expand
 from tests.cluster.hosts import Hosts, needs_root
 from tests.cluster.slurm import Cluster
-from tests.processes import REPOSITORY
+from tests.cluster.slurm_jobs import Running, stand_in_job
 from trainer.errors import ConfigError
 
 pytestmark = [pytest.mark.cluster, needs_root]
@@ -40,70 +38,7 @@ def cluster():
 @pytest.fixture
 def make_job(tmp_path):
     """A function: what its tasks do, what is different -> a job on two hosts."""
-    # All of Phalanx but its task.
-    python = tmp_path / 'python'
-    task = REPOSITORY / 'tests' / 'cluster' / 'stand_in_task.py'
-    python.write_text(
-        f'#!/bin/bash\nif [ "$2" = launch.task ]; then shift 2; set -- {task} "$@"; fi\n'
-        f'exec {sys.executable} "$@"\n'
-    )
-    python.chmod(0o755)
-
-    def make(end, *, variables=None, **more):
-        job = Job(
-            name='stand-in',
-            model_dir=str(tmp_path / 'run'),
-            config='[]',
-            workers=2,
-            min_workers=2,
-            policy=Policy(max_restarts=1),
-            directory=str(tmp_path),
-            python=str(python),
-            environment={'PYTHONPATH': str(REPOSITORY), 'END': end, **(variables or {})},
-        )
-        return dataclasses.replace(job, **more)
-
-    return make
-
-
-class Running:
-    """A job that was submitted."""
-
-    def __init__(self, cluster, job, options=None):
-        self.slurm, self._cluster = Slurm(options), cluster
-        self.submitted = Submitted(self.slurm.submit(job), job.model_dir)
-        self.id = self.submitted.handle.rpartition('/')[2]
-        self._dir = Path(job.model_dir)
-
-    @property
-    def state(self):
-        return self.slurm.status(self.submitted).state
-
-    def until(self, *states, seconds=60):
-        """Waits until the job is in one of the states, and returns its status."""
-
-        def reached():
-            status = self.slurm.status(self.submitted)
-            return status if status.state in states else None
-
-        return self._cluster.until(reached, seconds)
-
-    def until_told(self, count=1, rank=1):
-        """Waits until a task has told so often what it was given, and returns all of it."""
-
-        def reached():
-            found = self.told(rank)
-            return found if len(found) >= count else None
-
-        return self._cluster.until(reached)
-
-    def told(self, rank=0, what='host', element=''):
-        path = self._dir / element / f'told-{rank}.jsonl'
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [each for each in map(json.loads, lines) if what in each]
-
-    def output(self):
-        return ''.join(self.slurm.logs(self.submitted))
+    return functools.partial(stand_in_job, tmp_path)
 
 
 def test_values_of_all_kinds_arrive_intact_and_run_nothing(cluster, make_job, tmp_path):
