@@ -63,9 +63,9 @@ class Agent:
                 which is in the same process.
 
         Raises:
-            ConfigError: the leader is of another job, or this host has too few GPUs.
+            ConfigError: the leader is of another job.
+            Unmet: the leader has not come.
         """
-        local.check_gpus(self._sharing)
         return asyncio.run(self._run(handles_signals))
 
     def leave(self) -> None:

@@ -103,7 +103,7 @@ class Gang:
         self._thread.join()
 
     def check(self, workers: int) -> None:
-        """GPUs are the business of each host's agent."""
+        """GPUs are the business of each host's task."""
 
     def gather(
         self, workers: int, least: int, *, stop: Callable[[], bool], show: Callable[[], None]

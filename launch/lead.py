@@ -26,6 +26,7 @@ def lead(job: Asked, argv: Sequence[str], hosts: Gang | None = None) -> int:
     request = Request(
         flags=list(argv),
         workers=job.workers,
+        workers_per_host=job.workers_per_host,
         devices_per_worker=job.devices_per_worker,
         mode=job.options.mode,
         verbosity=job.options.verbosity,

@@ -38,6 +38,7 @@ class Request:
     Attributes:
         flags: of `phalanx run`, as they were given.
         workers: how many.
+        workers_per_host: how many of them share a host.
         devices_per_worker: of `--devices_per_worker`, None if it was not given.
         mode, verbosity: of `python -m trainer`.
         policy: of the supervisor, by name.
@@ -46,6 +47,7 @@ class Request:
 
     flags: Sequence[str]
     workers: int
+    workers_per_host: int
     devices_per_worker: int | None
     mode: str
     verbosity: int
@@ -57,6 +59,7 @@ class Request:
         return {
             'flags': list(self.flags),
             'workers': self.workers,
+            'workers_per_host': self.workers_per_host,
             'devices_per_worker': self.devices_per_worker,
             'mode': self.mode,
             'verbosity': self.verbosity,
@@ -68,7 +71,7 @@ class Request:
             'host': socket.gethostname(),
             'processor': _processor(),
             'cpus': len(os.sched_getaffinity(0)),
-            'intra_op_threads': intra_op_threads(self.workers),
+            'intra_op_threads': intra_op_threads(self.workers_per_host),
         }
 
 

@@ -154,7 +154,8 @@ class Supervisor:
                 failures.clear()
                 self._count = self._wanted  # They may be there again.
             failures.append(outcome)
-            if self._policy.elastic and len(failures) > 1 and (fewer := self._fewer()):
+            fewer = self._fewer() if self._policy.elastic and len(failures) > 1 else 0
+            if fewer >= self._least:
                 self._display.tell(f'going on with {fewer} workers instead of {self._count}')
                 self._count = fewer
             if len(failures) > self._policy.max_restarts:

@@ -23,6 +23,7 @@ from launch.agent import Agent, Unmet
 from launch.asked import Asked
 from launch.gang import Gang
 from launch.lead import lead
+from launch.local import check_gpus
 from launch.place import SCHEDULERS, Place, of_scheduler
 from trainer.errors import ConfigError, Preempted, WriteError, nearest
 from trainer.model_dir import ModelDir
@@ -38,7 +39,8 @@ def perform(job: Asked, place: Place, argv: Sequence[str], *, tee: bool = False)
         tee: whether what the workers of this host print goes to stdout.
 
     Raises:
-        ConfigError: a mistake in flags or configuration, or other ones than the leader's.
+        ConfigError: a mistake in flags or configuration, other ones than the leader's, or too few
+            GPUs on this host.
         WriteError: the disk is full.
     """
     if job.data_workers:
@@ -46,6 +48,7 @@ def perform(job: Asked, place: Place, argv: Sequence[str], *, tee: bool = False)
             '--data_workers is for jobs of one host: those of several make their batches '
             'themselves. Leave it out.'
         )
+    check_gpus(job.workers_per_host)
     with tempfile.TemporaryDirectory(prefix='phalanx-') as aside:
         config = Path(aside) / 'config.json'
         job.script.save(config)

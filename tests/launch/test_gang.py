@@ -23,11 +23,11 @@ from trainer.observe import phases
 # A worker: says what it was given, and what its name tells it to do.
 WORKER = f"""
 import json, os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 task = json.loads(os.environ['TF_CONFIG'])['task']['index']
 print(os.environ['TF_CONFIG'], flush=True)
 with open(os.environ['{phases.VARIABLE}'], 'a') as file:
     file.write(json.dumps(dict(time=time.time(), phase='stepping', step=task)) + '\\n')
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 path = pathlib.Path('end')
 while not path.exists():
     time.sleep(0.05)

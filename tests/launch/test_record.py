@@ -46,6 +46,7 @@ def job(text='STEPS = 3\nimport trainer.gin_setup\n', **changes):
     arguments = {
         'flags': ['--gin_file=a.gin'],
         'workers': 2,
+        'workers_per_host': 2,
         'devices_per_worker': 1,
         'mode': 'train',
         'verbosity': 0,

@@ -84,9 +84,15 @@ def test_handles_stay_in_the_record_of_a_run(tmp_path):
     record.note_submission(dirs, 'slurm://a/1', script)
     record.note_submission(dirs, 'slurm://a/2', script)
     request = record.Request(
-        flags=[], workers=1, devices_per_worker=None, mode='train', verbosity=0, policy={},
+        flags=[],
+        workers=1,
+        workers_per_host=1,
+        devices_per_worker=None,
+        mode='train',
+        verbosity=0,
+        policy={},
         script=script,
-    )  # fmt: skip
+    )
     started = record.Record(dirs, request)
     started.begin()
     started.end(1)
