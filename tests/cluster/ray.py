@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -86,7 +85,6 @@ class RayCluster:
             where += [f'--dashboard-host={address}', f'--dashboard-port={_DASHBOARD_PORT}']
         else:
             where = [f'--address={self._hosts.address(1)}:{_PORT}']
-        before = 0 if index == 1 else self.alive()
         with open(f'{self._directory}/node{index}.log', 'ab') as log:
             self._processes[index] = subprocess.Popen(
                 self._hosts.command(
@@ -107,27 +105,24 @@ class RayCluster:
                 stderr=subprocess.STDOUT,
             )
         end = time.monotonic() + START_SECONDS
-        while self.alive() <= before:
+        while address not in self.alive():
             if time.monotonic() > end or self._processes[index].poll() is not None:
                 text = Path(f'{self._directory}/node{index}.log').read_text()
                 raise AssertionError(f'Ray did not start on node{index}: {text[-3000:]}')
             time.sleep(0.2)
 
     def mend(self, index: int) -> None:
-        """Brings a host back that was killed or cut off, if it was."""
+        """Brings a host back that was lost, if it was."""
         self._hosts.heal(index)
-        if self._processes.get(index) is not None and self.alive() == self._hosts.count:
-            return
-        if index in self._processes:
+        if self._hosts.address(index) not in self.alive():
             self.kill(index)
-        end = time.monotonic() + START_SECONDS
-        while self.alive() == self._hosts.count and time.monotonic() < end:
-            time.sleep(0.2)  # Until its death is noticed.
-        self.start(index)
+            self.start(index)
 
     def kill(self, index: int) -> None:
         """Kills Ray on a host, and all that runs under it."""
-        process = self._processes.pop(index)
+        process = self._processes.pop(index, None)
+        if process is None:
+            return
         with contextlib.suppress(psutil.Error):
             for child in [*psutil.Process(process.pid).children(True)]:
                 with contextlib.suppress(psutil.Error):
@@ -135,14 +130,14 @@ class RayCluster:
         process.kill()
         process.wait()
 
-    def alive(self) -> int:
-        """How many hosts the cluster counts."""
+    def alive(self) -> set[str]:
+        """Returns the addresses of the hosts that the cluster counts on."""
         try:
             with urllib.request.urlopen(f'{self.address}/api/v0/nodes', timeout=10) as answer:
                 nodes = json.load(answer)['data']['result']['result']
-        except (OSError, urllib.error.URLError, ValueError, KeyError, TypeError):
-            return 0
-        return sum(node['state'] == 'ALIVE' for node in nodes)
+        except (OSError, ValueError, KeyError, TypeError):
+            return set()
+        return {node['node_ip'] for node in nodes if node['state'] == 'ALIVE'}
 
     def _all(self) -> list[psutil.Process]:
         found = []
