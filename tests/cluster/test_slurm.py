@@ -2,6 +2,7 @@
 
 import functools
 import re
+import shutil
 import subprocess
 import tempfile
 import time
@@ -17,6 +18,7 @@ from launch.nodelist import expand
 from tests.cluster.hosts import Hosts, needs_root
 from tests.cluster.slurm import Cluster
 from tests.cluster.slurm_jobs import Running, stand_in_job
+from tests.processes import REPOSITORY
 from trainer.errors import ConfigError
 
 pytestmark = [pytest.mark.cluster, needs_root]
@@ -39,6 +41,17 @@ def cluster():
 def make_job(tmp_path):
     """A function: what its tasks do, what is different -> a job on two hosts."""
     return functools.partial(stand_in_job, tmp_path)
+
+
+def test_shellcheck_finds_nothing_wrong_in_any_script():
+    scripts = sorted((REPOSITORY / 'tests' / 'launch' / 'backends' / 'golden').glob('slurm-*.sh'))
+    assert scripts
+    assert shutil.which('shellcheck'), 'Install it: apt-get install shellcheck'
+    # SC2016: that nothing expands in single quotes is what they are for.
+    done = subprocess.run(
+        ['shellcheck', '--exclude=SC2016', *scripts], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_values_of_all_kinds_arrive_intact_and_run_nothing(cluster, make_job, tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -38,6 +39,9 @@ FLAGS = [
     '--meeting_seconds=120',
     '--patience_seconds=30',
 ]
+# The digits that come with the package, or MNIST where its files are at hand.
+MNIST = os.environ.get('PHALANX_MNIST_DIR')
+DIGITS_OR_MNIST = ['--gin_file=slow_mnist.gin', f"--gin.DATA_DIR='{MNIST}'"] if MNIST else []
 # Steps take a while, so that things can happen to them. The bits are the same.
 SLOW = """
 import os
@@ -57,7 +61,7 @@ def slowly(features, seeds):
     return {**features, 'image': tf.ensure_shape(image, features['image'].shape)}
 """
 SLOW_GIN = """
-include 'runs/digits.gin'
+include 'runs/{}.gin'
 import slow
 AUGMENT = @slowly
 """
@@ -68,7 +72,8 @@ def directory():
     """A directory that all hosts share, with the configuration."""
     with tempfile.TemporaryDirectory(prefix='pxs') as name:
         (Path(name) / 'slow.py').write_text(SLOW)
-        (Path(name) / 'slow.gin').write_text(SLOW_GIN)
+        (Path(name) / 'slow.gin').write_text(SLOW_GIN.format('digits'))
+        (Path(name) / 'slow_mnist.gin').write_text(SLOW_GIN.format('mnist_cnn'))
         yield Path(name)
 
 
@@ -180,7 +185,7 @@ def phalanx(cluster, directory):
 def limited(phalanx):
     """A job of two workers on one host, longer than its time limit; it runs beside the others."""
     return phalanx.submit(
-        'limited', '--workers=2', '--workers_per_host=2', '--cpus_per_worker=1',
+        'limited', *DIGITS_OR_MNIST, '--workers=2', '--workers_per_host=2', '--cpus_per_worker=1',
         '--gpus_per_worker=2', '--time_limit=3m', '--grace_seconds=1', '--partition=wide',
         '--nodelist=node5', seconds=0.3,
     )  # fmt: skip
@@ -191,10 +196,10 @@ def undisturbed(phalanx, directory):
     """The end of a job that nothing happened to, on one host, by its number of workers."""
     ends = {}
 
-    def end_of(workers):
+    def end_of(workers, *flags):
         if workers not in ends:
             model_dir = directory / f'undisturbed-{workers}'
-            phalanx.run('run', f'--workers={workers}', f'--model_dir={model_dir}', *FLAGS)
+            phalanx.run('run', f'--workers={workers}', f'--model_dir={model_dir}', *FLAGS, *flags)
             ends[workers] = model_dir
         return ends[workers]
 
@@ -279,7 +284,7 @@ def test_a_job_that_is_longer_than_its_time_limit_goes_on_in_the_next(
     assert 'SIGUSR1: the workers save and end' in limited.output
     assert 'the tasks were stopped; the job is requeued (1 of 3' in limited.output
     assert int(limited.shown('Restarts')) >= 1
-    assert bits(directory / 'limited') == bits(undisturbed(2))
+    assert bits(directory / 'limited') == bits(undisturbed(2, *DIGITS_OR_MNIST))
 
 
 def test_an_elastic_job_goes_on_with_fewer_hosts_in_the_same_order_of_examples(
