@@ -24,6 +24,9 @@ DATA = {
     'text': ['tokenizers>=0.21,<0.24'],
 }
 
+# Beside s3fs pip takes 36: the botocore of that wants an older python-dateutil than 37 does.
+KUBERNETES = ['kubernetes>=36,<38', 'PyYAML>=6']
+
 setup(
     name='phalanx',
     version=VERSION,
@@ -54,10 +57,13 @@ setup(
         'plot': ['matplotlib>=3.8,<4'],
         # To submit to a Ray cluster. Not among those of `dev`: it takes 400 MB.
         'ray': ['ray[default]>=2.50,<3'],
+        'kubernetes': KUBERNETES,
         **DATA,
         'dev': [
             *(package for packages in DATA.values() for package in packages),
+            *KUBERNETES,
             'gcp-storage-emulator>=2024.8.3',
+            'kubeflow-trainer-api>=2.3,<3',
             'matplotlib>=3.8,<4',
             'moto[server]>=5,<6',
             'pillow>=10,<14',

@@ -25,10 +25,10 @@ _UNDER_WAY = ('pending', 'running', 'cancelled')
 
 
 class Kubernetes:
-    """The back end."""
+    """The back end; without options, for what has been submitted."""
 
-    def __init__(self, options: KubernetesOptions):
-        self._options = options
+    def __init__(self, options: KubernetesOptions | None = None):
+        self._options = options or KubernetesOptions()
 
     def plan(self, job: Job) -> str:
         """Returns the manifests as YAML.
@@ -168,20 +168,22 @@ class Kubernetes:
 
 def _mains(cluster: Cluster, name: str) -> list[tuple[str, Manifest]]:
     """The jobs of a name, of any kind, but for what they have made themselves."""
-    return [
-        (kind, each)
-        for kind in _KINDS.values()
-        for each in cluster.objects(kind, labels(name))
-        if not each['metadata'].get('ownerReferences')
-    ]
+    return [(kind, each) for kind in _KINDS.values() for each in _unowned(cluster, kind, name)]
+
+
+def _unowned(cluster: Cluster, kind: str, name: str) -> list[Manifest]:
+    # Who may not ask for a kind cannot have made one.
+    with contextlib.suppress(ConfigError):
+        found = cluster.objects(kind, labels(name))
+        return [each for each in found if not each['metadata'].get('ownerReferences')]
+    return []
 
 
 def _sweep(cluster: Cluster, name: str) -> None:
     """Deletes what is left of a job, where nobody owned it."""
     for kind in ('ConfigMap', 'Service', 'Deployment', 'TrainingRuntime'):
-        for each in cluster.objects(kind, labels(name)):
-            if not each['metadata'].get('ownerReferences'):
-                cluster.delete(kind, each['metadata']['name'])
+        for each in _unowned(cluster, kind, name):
+            cluster.delete(kind, each['metadata']['name'])
 
 
 def _look(cluster: Cluster, kind: str, name: str) -> Seen:

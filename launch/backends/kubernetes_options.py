@@ -93,7 +93,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_string(f'kube_{name}', getattr(default, name), told, **new)
 
     def several(name: str, told: str) -> None:
-        flags.DEFINE_multi_string(f'kube_{name}', [], f'{told} May be repeated.', **new)
+        flags.DEFINE_multi_string(f'kube_{name}', [], told, **new)
 
     text('image', 'The container image, with Phalanx in it, such as registry.example/phalanx:1.')
     text(

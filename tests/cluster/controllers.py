@@ -7,11 +7,9 @@ import copy
 import dataclasses
 import time
 import uuid
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tests.cluster.kubernetes import Store
-    from tests.cluster.pods import Pods
+from tests.cluster.pods import Pods
+from tests.cluster.store import Store
 
 _VERSIONS = {
     'pods': 'v1',
@@ -34,7 +32,7 @@ class _Progress:
 
 
 class Controllers:
-    def __init__(self, store: 'Store', pods: 'Pods', backoff_seconds: float):
+    def __init__(self, store: Store, pods: Pods, backoff_seconds: float):
         self._store, self._pods, self._backoff = store, pods, backoff_seconds
         self._progress: dict[str, _Progress] = {}  # of Jobs by uid
 

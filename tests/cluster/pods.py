@@ -14,14 +14,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
 from tests.cluster.hosts import Hosts
-
-if TYPE_CHECKING:
-    from tests.cluster.kubernetes import Store
+from tests.cluster.store import Store, now
 
 # Who is killed by a signal has this and its number for an exit code.
 _KILLED = 128
@@ -40,7 +37,7 @@ class Pods:
 
     def __init__(
         self,
-        store: 'Store',
+        store: Store,
         hosts: Hosts,
         directory: Path,
         image: dict[str, str],
@@ -85,7 +82,7 @@ class Pods:
         """Has a pod end: SIGTERM, and SIGKILL after its grace."""
         if 'deletionTimestamp' in pod['metadata']:
             return
-        pod['metadata']['deletionTimestamp'] = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
+        pod['metadata']['deletionTimestamp'] = now()
         self._store.changed('pods', pod)
         if grace is None:
             grace = pod['spec'].get('terminationGracePeriodSeconds', 30)

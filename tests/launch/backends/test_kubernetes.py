@@ -156,6 +156,13 @@ def _check_core(kind, found):
     assert client.ApiClient().sanitize_for_serialization(read) == found
 
 
+@pytest.mark.parametrize('name', ['claim', 'rbac'])
+def test_the_manifests_beside_the_guide_are_some_for_the_official_client(name):
+    path = Path(__file__).parents[3] / 'docs' / 'clusters' / 'kubernetes' / f'{name}.yaml'
+    for document in yaml.safe_load_all(path.read_text()):
+        _check_core(document['kind'], document)
+
+
 def test_a_misspelt_field_is_none_for_the_official_client():
     job = _documents('job')[-1]
     job['spec']['backofLimit'] = 3
