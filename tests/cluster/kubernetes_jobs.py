@@ -48,20 +48,23 @@ if rank == 0:
         time.sleep(0.05)
     code = int((directory / 'end').read_text())
     for peer in met.values():
-        peer.send(bytes([code]))
+        try:
+            peer.send(bytes([code]))
+        except OSError:
+            pass  # It is gone.
 else:
     while True:
         try:
-            leader = socket.create_connection(address, 2)
+            with socket.create_connection(address, 2) as leader:
+                leader.settimeout(None)
+                leader.send(str(rank).encode())
+                print('asks the leader', flush=True)
+                if answer := leader.recv(1):
+                    code = answer[0]
+                    break
         except OSError:
-            time.sleep(0.1)
-            continue
-        leader.settimeout(None)
-        leader.send(str(rank).encode())
-        if answer := leader.recv(1):
-            code = answer[0]
-            break
-        print('lost the leader', flush=True)
+            pass
+        time.sleep(0.1)
 print('ends with', code, flush=True)
 sys.exit(code)
 """
