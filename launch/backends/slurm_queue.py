@@ -64,7 +64,8 @@ class Record:
     """What Slurm knows of a job, or of an element of an array.
 
     Attributes:
-        job_id: of this element alone.
+        job_id: of this element alone, such as '12_3'; that of the array for all that wait. Elements
+            have ids of their own, too, but not all of Slurm's programs know them at all times.
         elements: its number in an array, or those of all that wait; none if it is no array.
         word: the state in Slurm's words.
         state: one of `launch.backends.STATES`.
@@ -155,7 +156,7 @@ def jobs(job_id: str, cluster: Sequence[str] = ()) -> list[Record]:
 
 def accounts(job_id: str, cluster: Sequence[str] = ()) -> list[Record] | None:
     """Returns what the accounts hold of a job, like `jobs`; None where nobody keeps any."""
-    columns = 'JobID,JobIDRaw,State,ExitCode,NodeList'
+    columns = 'JobID,State,ExitCode,NodeList'
     try:
         done = run(['sacct', *cluster, '-j', job_id, '-DXPn', '-o', columns])
     except Unreachable:
@@ -169,7 +170,7 @@ def parse_jobs(text: str) -> list[Record]:
     for block in re.split(r'\n\s*\n', text.strip('\n')):
         # The first line holds the name of the job, which may look like anything.
         first, _, rest = block.partition('\n')
-        ids = re.match(r'JobId=(\d+)(?: ArrayJobId=\d+ ArrayTaskId=(\S+))?', first)
+        ids = re.match(r'JobId=(\d+)(?: ArrayJobId=(\d+) ArrayTaskId=(\S+))?', first)
         state = re.search(r'^\s+JobState=(\S+) Reason=(.*?)(?: \S+=.*)?$', rest, re.MULTILINE)
         if not ids or not state:
             continue
@@ -178,8 +179,8 @@ def parse_jobs(text: str) -> list[Record]:
         nodes = _field(rest, 'NodeList')
         found.append(
             _record(
-                ids[1],
-                _elements(ids[2] or ''),
+                f'{ids[2]}_{ids[3]}' if (ids[3] or '').isdigit() else ids[2] or ids[1],
+                _elements(ids[3] or ''),
                 state[1],
                 _field(rest, 'ExitCode'),
                 reason=reason,
@@ -195,14 +196,14 @@ def parse_jobs(text: str) -> list[Record]:
 
 
 def parse_accounts(text: str) -> list[Record]:
-    """Reads what `sacct -DXPn -o JobID,JobIDRaw,State,ExitCode,NodeList` prints."""
+    """Reads what `sacct -DXPn -o JobID,State,ExitCode,NodeList` prints."""
     found: dict[str, Record] = {}
     for line in text.splitlines():
-        name, raw, word, code, nodes = line.split('|')
+        name, word, code, nodes = line.split('|')
         before = found.get(name)
         # A row for each time that it was started, in their order.
         found[name] = _record(
-            raw,
+            name,
             _elements(name.partition('_')[2]),
             word.split()[0],  # CANCELLED by 1000
             code,

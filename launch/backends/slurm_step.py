@@ -115,6 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(own)
     step = Step(command, arguments.grace_seconds)
     job_id = os.environ['SLURM_JOB_ID']
+    if array := os.environ.get('SLURM_ARRAY_JOB_ID'):
+        # After others of the array were cancelled scancel does not know the other id any more.
+        job_id = f'{array}_{os.environ["SLURM_ARRAY_TASK_ID"]}'
     failures = Failures(ModelDir(arguments.model_dir), job_id)
     while True:
         begun = time.monotonic()

@@ -23,6 +23,7 @@ ACCOUNTING_INSTALL = 'apt-get install --no-install-recommends mariadb-server slu
 _CONF = """\
 ClusterName=testcluster
 SlurmctldHost=ctl({ctl})
+SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -69,6 +70,7 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={dbd_port}
 AccountingStoragePass={d}/munge.sock
+AccountingStorageEnforce=associations,qos
 """
 
 _DBD_CONF = """\
@@ -186,6 +188,7 @@ class Cluster:
             'm': min(count, 4),
             'net': net,
             'ctl': self._hosts.address(0),
+            'port': 16800 + int(net.rpartition('.')[2]),  # on all interfaces of this machine
             'age': self._job_age,
             'dbd_port': _DBD_PORT,
             'db_port': _DB_PORT,

@@ -11,7 +11,7 @@ from launch.known import Submitted
 from tests.processes import REPOSITORY
 
 
-def stand_in_job(directory, end, *, variables=None, **more):
+def stand_in_job(directory, end, /, *, variables=None, **more):
     """Returns a job on two hosts.
 
     Args:

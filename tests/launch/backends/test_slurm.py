@@ -258,7 +258,7 @@ def shown(state='RUNNING', reason='None', code='0:0', preempt='None'):
 
 def test_what_scontrol_prints_is_read():
     assert shown() == slurm_queue.Record(
-        job_id='35',
+        job_id='34_1',
         elements=(1,),
         word='RUNNING',
         state='running',
@@ -316,13 +316,14 @@ def test_a_job_may_wait_for_what_passes(reason):
 def test_what_waits_of_an_array_are_its_elements():
     text = SHOWN.replace('ArrayTaskId=1 ', 'ArrayTaskId=3-5,8%2 ')
     text = text.format(state='PENDING', reason='None', code='0:0', preempt='None')
-    assert slurm_queue.parse_jobs(text)[0].elements == (3, 4, 5, 8)
+    (record,) = slurm_queue.parse_jobs(text)
+    assert (record.job_id, record.elements) == ('34', (3, 4, 5, 8))
 
 
 def test_of_a_requeued_job_the_accounts_tell_the_last_start():
     first, last = slurm_queue.parse_accounts(
-        '7|7|REQUEUED|0:0|node[1-2]\n7|7|CANCELLED by 0|0:15|node[1,3]\n8_2|9|FAILED|75:0|node4\n'
+        '7|REQUEUED|0:0|node[1-2]\n7|CANCELLED by 0|0:15|node[1,3]\n8_2|FAILED|75:0|node4\n'
     )
     assert (first.state, first.restarts, first.nodes) == ('cancelled', 1, 'node[1,3]')
-    assert (last.job_id, last.elements, last.state) == ('9', (2,), 'stopped')
-    assert slurm_queue.parse_accounts('9|9|PENDING|0:0|None assigned\n')[0].nodes == ''
+    assert (last.job_id, last.elements, last.state) == ('8_2', (2,), 'stopped')
+    assert slurm_queue.parse_accounts('9|PENDING|0:0|None assigned\n')[0].nodes == ''
