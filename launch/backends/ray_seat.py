@@ -122,7 +122,8 @@ class Seat:
             state = _ENDS.get(self.code, 'failed')
         else:
             state = 'running' if self.started else 'pending'
-        return Task(self.rank, state, self.place[1] if self.place else '', self.code, self.reason)
+        host = self.place[1] if self.place else ''
+        return Task(self.rank, state, host, self.code, self.reason if self.code is None else '')
 
     def _end(self, reason: str) -> None:
         self.waits, self._ended_at, self.reason = None, time.monotonic(), reason
