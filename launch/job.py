@@ -127,7 +127,7 @@ class Job:
             f'--model_dir={self.model_dir}',
             f'--workers={count}{self.workers}',
             f'--workers_per_host={self.workers_per_host}',
-            *(f'--{name}={value:g}' for name, value in policy.items()),
+            *(f'--{name}={value:.15g}' for name, value in policy.items()),
             *(['--elastic'] if elastic else []),
             *self.flags,
         ]

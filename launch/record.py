@@ -84,6 +84,7 @@ class Record:
     def __init__(self, dirs: ModelDir, request: Request):
         self._dirs, self._request, self._began = dirs, request, 0.0
         self._before: Mapping[str, Any] | None = None
+        self._written: Mapping[str, Any] | None = None
 
     def begin(self) -> None:
         """Adds a start of the launcher.
@@ -102,16 +103,17 @@ class Record:
         )
         starts = [*(old or {}).get('starts', ()), start]
         submitted = {'submitted': old['submitted']} if old and 'submitted' in old else {}
-        _write(
-            self._dirs,
-            {**kept, **submitted, 'starts': starts, 'outcome': None, 'result': None},
-        )
+        self._written = {**kept, 'starts': starts, 'outcome': None, 'result': None}
+        _write(self._dirs, {**self._written, **submitted})
 
     def end(self, code: int) -> None:
         """Adds how this start ended, with which exit code."""
-        record, events = _load(self._dirs), Ledger(self._dirs.path / 'ledger.jsonl').read()
-        if not record or not record['starts']:
+        if self._written is None:
             return
+        events = Ledger(self._dirs.path / 'ledger.jsonl').read()
+        # Whoever submits does not hold the lock, and may have put back what was there before.
+        now = _load(self._dirs) or {}
+        record = self._written | {n: now[n] for n in ('submitted',) if n in now}
         end = {
             'ended': _now(),
             'seconds': round(time.time() - self._began, 3),

@@ -121,14 +121,18 @@ def _job(values: flags.FlagValues, request: Asked) -> Job:
             f'--model_dir={model_dir} must be an absolute path: it is a directory of the pods.'
         )
     path = str(ModelDir(model_dir).path)
+    each = values.workers_per_host or 1
+    least = request.least if request.policy.elastic else request.workers
+    if '-' not in (values.workers or ''):
+        least = max(least, each)  # With --elastic alone, a host is the least there can be.
     return Job(
         name=values.name or name_of(os.path.basename(path)),
         model_dir=path,
         config=request.script.saved,
         flags=(*request.rest, f'--logs={request.logs}'),
         workers=request.workers,
-        min_workers=request.least if request.policy.elastic else request.workers,
-        workers_per_host=values.workers_per_host or 1,
+        min_workers=least,
+        workers_per_host=each,
         resources=Resources(
             cpus=values.cpus_per_worker,
             memory_mb=values.memory_mb_per_worker,

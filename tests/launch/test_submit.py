@@ -50,6 +50,15 @@ def test_a_mistake_is_told_before_anything_is_handed_over(capsys, tmp_path, flag
     assert not list(tmp_path.iterdir())
 
 
+def test_with_elastic_alone_one_host_is_the_least(capsys):
+    flags = ['--workers=4', '--workers_per_host=2', '--elastic', '--max_restarts=1234567']
+    where = ['--scheduler=slurm', '--model_dir=run', '--dry_run']
+    assert main([*RUN, *flags, *where]) == 0
+    out = capsys.readouterr().out
+    assert '--workers=2-4 ' in out
+    assert '--max_restarts=1234567 ' in out
+
+
 @pytest.mark.parametrize('scheduler', ['slurm', 'ray'])
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(capsys, tmp_path, scheduler):
     flags = [f'--scheduler={scheduler}', '--model_dir=run', '--workers=2-4', '--time_limit=1h']
@@ -94,11 +103,14 @@ def test_handles_stay_in_the_record_of_a_run(tmp_path):
         script=script,
     )
     started = record.Record(dirs, request)
+    before = (dirs.path / record.NAME).read_text()
     started.begin()
+    (dirs.path / record.NAME).write_text(before)  # By a submission at the same time.
     started.end(1)
     found = json.loads((dirs.path / record.NAME).read_text())
     assert [each['handle'] for each in found['submitted']] == ['slurm://a/1', 'slurm://a/2']
     assert found['outcome'] == 'failed'
+    assert len(found['starts']) == 1
 
 
 @pytest.mark.parametrize('verb', ['status', 'logs', 'cancel'])
