@@ -22,7 +22,7 @@ PREEMPTED, MISTAKE = Preempted.exit_code, ConfigError.exit_code
 _PEER_SECONDS = 0.3
 _MISTAKE_SECONDS = 5.0
 # How a worker ends that was asked to: after saving, or with nothing to save yet.
-_STOPPED = (PREEMPTED, -signal.SIGTERM, -signal.SIGINT)
+STOPPED = (PREEMPTED, -signal.SIGTERM, -signal.SIGINT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Follower:
                 self._display.tell('a host is about to go: the workers save, and go on elsewhere')
                 workers.signal(signal.SIGTERM)
             bad = [(index, code) for index, code in enumerate(codes) if code]
-            if not asked_at and any(code in _STOPPED for _, code in bad):
+            if not asked_at and any(code in STOPPED for _, code in bad):
                 # Someone stops the job by way of one of its workers.
                 asked_at = time.monotonic()
                 if all(code != PREEMPTED for _, code in bad):
@@ -127,7 +127,7 @@ class Follower:
     def look(self) -> None:
         """Takes in what the workers have said, and shows it."""
         for index, code in enumerate(self._workers.codes()):
-            if code is not None and code < 0 and code not in _STOPPED:
+            if code is not None and code < 0 and code not in STOPPED:
                 self._display.only(index)
         self._watch.read()
         for told in self._watch.rollbacks:
@@ -140,7 +140,7 @@ class Follower:
 
     def _stopped(self, codes: Sequence[int]) -> Outcome:
         """Decides what an attempt that was asked to stop comes to when all have ended."""
-        failed = [index for index, code in enumerate(codes) if code not in (0, *_STOPPED)]
+        failed = [index for index, code in enumerate(codes) if code not in (0, *STOPPED)]
         if not failed:
             return Outcome('stopped')
         return self._failed(failed[0], codes[failed[0]])

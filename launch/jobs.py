@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from launch import exits, known, schedulers
 from launch import status as local
 from launch.backends import Status, Unreachable
+from launch.follower import STOPPED
 from launch.known import Submitted
 from launch.ledger import Ledger
 from trainer.errors import ConfigError
@@ -142,7 +143,7 @@ def _first_failure(dirs: ModelDir) -> list[str]:
         for attempt in dirs.attempts()[-1:]:
             for end in exits.read(dirs, attempt):
                 for number, code in end.codes.items():
-                    if code:
+                    if code and code not in STOPPED:
                         how = f'signal {-code}' if code < 0 else f'exit code {code}'
                         return [f'the first to end badly: worker {number} on {end.host}, {how}']
     return []

@@ -7,8 +7,11 @@ import time
 import psutil
 import pytest
 
+from launch import exits
 from launch.__main__ import main
+from launch.ledger import Ledger
 from tests.processes import environment
+from trainer.model_dir import ModelDir
 
 RUN = [
     '--gin_file=runs/digits.gin',
@@ -58,6 +61,27 @@ def test_a_job_of_this_host_is_shown_and_cancelled(tmp_path, job, capsys):
     assert end['code'] == 75
     assert main(['cancel', str(directory)]) == 0
     assert 'the job has ended' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('codes', 'said'),
+    [
+        ({0: 75, 1: -15}, ''),
+        ({0: 75, 1: 1}, 'the first to end badly: worker 1 on node1, exit code 1'),
+    ],
+)
+def test_who_was_asked_to_stop_has_not_ended_badly(tmp_path, capsys, codes, said):
+    dirs = ModelDir(tmp_path)
+    dirs.attempt(1).mkdir(parents=True)
+    ledger = Ledger(tmp_path / 'ledger.jsonl')
+    ledger.write('job', workers=2, pid=1, host='node1')
+    ledger.write('attempt', number=1, workers=2, step=0)
+    ledger.write('end', code=75)
+    exits.write(dirs, exits.Exit(1, 0, 'node1', codes, 1.0, 2.0))
+    assert main(['status', str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert said in out
+    assert ('badly' in out) == bool(said)
 
 
 def test_there_is_nothing_to_cancel_where_no_job_has_run(tmp_path, capsys):
