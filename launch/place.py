@@ -50,8 +50,13 @@ def of_hosts(hosts: Sequence[str], rank: int, *, job: str) -> Place:
         job: what tells this job from others of these hosts, such as its model_dir.
 
     Raises:
-        ConfigError: the rank is none of the hosts', or a host is named twice.
+        ConfigError: the rank is none of the hosts', a host is named twice, or has no name.
     """
+    if not all(hosts):
+        raise ConfigError(
+            f'--hosts={",".join(hosts)} has a comma too many: between two is a name, and none is '
+            'empty.'
+        )
     if twice := [host for host in hosts if hosts.count(host) > 1]:
         raise ConfigError(f'--hosts names {twice[0]} twice. A host has one task with all workers.')
     if not 0 <= rank < len(hosts):

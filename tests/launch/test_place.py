@@ -70,6 +70,7 @@ def test_what_is_missing_or_wrong_is_named(scheduler, change, said):
     [
         (['a', 'b'], 2, '--rank=2 is none of the 2 hosts, which are counted from 0: a,b.'),
         (['a', 'b', 'a'], 0, '--hosts names a twice.'),
+        (['a', 'b', ''], 0, '--hosts=a,b, has a comma too many'),
     ],
 )
 def test_hosts_that_a_user_names_are_checked(hosts, rank, said):
