@@ -2,19 +2,21 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import socket
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import exits, local
+from launch import display, exits, local
 from launch.place import Place
-from launch.wire import BEAT_SECONDS, Lost, Wire
-from trainer.errors import ConfigError, Preempted
+from launch.wire import BEAT_SECONDS, SAME_SIGNAL_SECONDS, Lost, Wire
+from trainer.errors import ConfigError, Preempted, WriteError
 from trainer.model_dir import ModelDir
 
 _POLL_SECONDS = 0.1
@@ -53,7 +55,9 @@ class Agent:
         self._wire: Wire | None = None
         self._share: _Share | None = None
         self._held: list[socket.socket] = []
-        self._asked = 0
+        # Tells this process from others of its rank, and knows it again when it calls again.
+        self._task = uuid.uuid4().hex
+        self._asked, self._asked_at, self._left = 0, -math.inf, False
 
     def run(self, *, handles_signals: bool = True) -> int:
         """Serves the leader until the job has ended; returns the exit code of this task.
@@ -70,11 +74,11 @@ class Agent:
 
     def leave(self) -> None:
         """Ends `run` soon, from another thread, once the leader has gone or if it never comes."""
-        self._asked += 1
+        self._left = True
 
     async def _run(self, handles_signals: bool) -> int:
+        self._loop = loop = asyncio.get_running_loop()
         if handles_signals:
-            loop = asyncio.get_running_loop()
             for number in _STOPS:
                 loop.add_signal_handler(number, self._ask, number)
             if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -85,12 +89,14 @@ class Agent:
                 if wire is None:
                     return Preempted.exit_code
                 self._wire = wire
+                if self._asked:  # While it called.
+                    self._tell_asked()
                 try:
                     return await self._serve(wire)
                 except Lost as error:
                     self._tell(f'lost the leader, {self._place.name(0)}: {error}')
                     self._end_share(f'lost the leader: {error}')
-                    if self._asked:
+                    if self._asked or self._left:
                         return Preempted.exit_code
                 finally:
                     wire.close()
@@ -98,11 +104,17 @@ class Agent:
             self._end_share('the task has ended')
 
     def _ask(self, number: int) -> None:
-        self._asked += 1
+        # Who closes a terminal or stops a service may send several at once, and means one.
+        if time.monotonic() - self._asked_at < SAME_SIGNAL_SECONDS:
+            return
+        self._asked, self._asked_at, self._signal = self._asked + 1, time.monotonic(), number
         if self._asked > 1:  # A second signal ends all at once.
             self._end_share('a second signal')
+        self._tell_asked()
+
+    def _tell_asked(self) -> None:
         if self._wire:
-            self._wire.say(asked=number)
+            self._wire.say(asked=int(self._signal), times=self._asked)
 
     async def _call(self) -> Wire | None:
         """Returns a connection with the leader, None if this task is to stop.
@@ -111,13 +123,18 @@ class Agent:
             ConfigError: it has not answered in time.
         """
         end, told = time.monotonic() + self._seconds, time.monotonic()
-        why = 'nobody answers'
-        while not self._asked:
+        while True:
+            why = ''
             for port in self._place.ports:
+                if self._asked or self._left:
+                    return None
                 try:
                     return await self._greet(port)
-                except (OSError, Lost, asyncio.TimeoutError) as error:
-                    why = getattr(error, 'strerror', None) or str(error) or 'it does not answer'
+                except Lost as error:
+                    why = str(error)
+                except (OSError, asyncio.TimeoutError) as error:
+                    # Says less than what somebody has answered at another port.
+                    why = why or getattr(error, 'strerror', None) or str(error) or 'no answer'
             now = time.monotonic()
             if now > end:
                 raise Unmet(
@@ -130,7 +147,6 @@ class Agent:
                 told = now
                 self._tell(f'waiting for the leader, {self._place.name(0)}: {why}')
             await asyncio.sleep(_RETRY_SECONDS)
-        return None
 
     async def _greet(self, port: int) -> Wire:
         reader, writer = await asyncio.wait_for(
@@ -138,8 +154,16 @@ class Agent:
         )
         wire = Wire(reader, writer)
         try:
-            wire.say(rank=self._place.rank, digest=self._digest, name=socket.gethostname())
+            wire.say(
+                rank=self._place.rank,
+                digest=self._digest,
+                name=f'{socket.gethostname()}, process {os.getpid()}',
+                task=self._task,
+            )
             answer = await wire.hear(_CALL_SECONDS)
+            if 'busy' in answer:
+                rank = self._place.name(self._place.rank)
+                raise Lost(f'{rank} has another task in this job already: {answer["busy"]}')
             if 'refused' in answer:
                 raise ConfigError(str(answer['refused']))
             if 'welcome' not in answer:
@@ -179,17 +203,21 @@ class Agent:
         elif what == 'start':
             self._end_share('another attempt begins')
             self._let_go()  # No sooner: nobody else shall take them.
-            self._share = _Share(message, self._flags, self._dirs, self._sharing, self._place.rank)
+            try:
+                self._share = _Share(
+                    message, self._flags, self._dirs, self._sharing, self._place.rank
+                )
+            except OSError as error:  # A full disk, no more processes.
+                count = message['count']
+                codes = {'codes': [WriteError.exit_code] * count, 'states': ['ended'] * count}
+                wire.say(attempt=message['attempt'], cannot=str(error), **codes)
         elif what == 'signal' and self._share:
             self._share.workers.signal(message['number'])
         elif what == 'dump' and self._share:
             await asyncio.to_thread(self._share.dump)
             wire.say(dumped=True)
         elif what == 'kill':
-            share = self._share
             self._end_share('the attempt has ended')
-            if share:
-                wire.say(**share.news())
 
     async def _report(self, wire: Wire) -> None:
         beat = time.monotonic()
@@ -208,6 +236,8 @@ class Agent:
             self._share.end(reason)
             if self._tee:
                 self._share.tee()
+            if self._wire:
+                self._wire.say(**self._share.news())
             self._share = None
 
     def _let_go(self) -> None:
@@ -216,7 +246,7 @@ class Agent:
         self._held = []
 
     def _tell(self, text: str) -> None:
-        print(f'phalanx: {self._place.name(self._place.rank)}: {text}', file=sys.stderr, flush=True)
+        display.write(f'phalanx: {self._place.name(self._place.rank)}: {text}\n', sys.stderr)
 
 
 class Unmet(Exception):
@@ -233,7 +263,7 @@ class _Share:
         self._said: dict = {}
         # What workers say of their phases goes through the leader: on a shared file system it
         # would show there late.
-        self._aside = tempfile.TemporaryDirectory(prefix='phalanx-')
+        self._aside = tempfile.TemporaryDirectory(prefix='phalanx-', ignore_cleanup_errors=True)
         directory = dirs.attempt(self._attempt)
         directory.mkdir(parents=True, exist_ok=True)
         self.workers = local.Workers(
@@ -282,8 +312,7 @@ class _Share:
             text = _since(path, self._shown[index])
             self._shown[index] += len(text)
             if text:
-                sys.stdout.write(text.decode(errors='replace'))
-        sys.stdout.flush()
+                display.write(text.decode(errors='replace'), sys.stdout)
 
     def end(self, reason: str) -> None:
         """Ends the workers and leaves the record of how they have ended."""

@@ -4,51 +4,25 @@ On each host runs an agent (`launch.agent`), on the leader's too. A host is lost
 said nothing for `wire.LOST_SECONDS`.
 """
 
-import asyncio
-import contextlib
-import dataclasses
 import math
-import socket
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from launch.place import Place
-from launch.wire import BEAT_SECONDS, Lost, Wire
+from launch.roster import Member, Roster, phases
 from trainer.errors import ConfigError, Preempted
 
 _POLL_SECONDS = 0.1
 _TELL_SECONDS = 10.0
 # How long an elastic job with enough hosts waits for more, once none has come for so long.
 _SETTLE_SECONDS = 30.0
-_ANSWER_SECONDS = 10.0
 _KILL_SECONDS = 30.0
+_NAMED = 20
 
 
 class Missing(Exception):
     """Hosts have not come within the time given; the message names them."""
-
-
-@dataclasses.dataclass
-class _Member:
-    """An agent that is connected, and what it has said last.
-
-    Of its workers, by their place on the host: exit codes, states, taken ports.
-    """
-
-    rank: int
-    name: str
-    wire: Wire
-    directory: Path | None = None
-    lost: str = ''
-    leaving: bool = False
-    ports: list[int] | None = None
-    attempt: int = 0
-    codes: list[int | None] = dataclasses.field(default_factory=list)
-    states: list[str] = dataclasses.field(default_factory=list)
-    taken: list[int] = dataclasses.field(default_factory=list)
-    dumps: int = 0
 
 
 class Gang:
@@ -62,10 +36,8 @@ class Gang:
         tell: says a sentence to the user.
 
     Attributes:
-        port: where it listens.
         lock_seconds: how long to wait for another launcher to leave the directory: one whose host
             is cut off from the others, before it gives up.
-        asked: is told of signals that other hosts have got.
     """
 
     def __init__(
@@ -77,30 +49,29 @@ class Gang:
         seconds: float,
         tell: Callable[[str], None],
     ):
-        self._place, self._digest, self._each = place, digest, workers_per_host
+        self._place, self._each = place, workers_per_host
         self._seconds, self._tell = seconds, tell
         self.lock_seconds = 2 * seconds
-        self._members: dict[int, _Member] = {}
-        self._refused: dict[int, str] = {}
-        # Guards all of the above, and what members say; told of every change.
-        self.changed = threading.Condition()
-        self.asked: Callable[[int], None] = lambda number: None
+        self.roster = Roster(place, digest, tell)
+        # Who is to have the workers of the next attempt.
+        self._chosen: list[Member] = []
         self._begun = self._ended = False
 
     def __enter__(self) -> 'Gang':
-        listener, self.port = _listen(self._place)
-        ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._serve, args=(listener, ready), name='gang', daemon=True
-        )
-        self._thread.start()
-        ready.wait()
+        self.roster.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
+        self.roster.__exit__(*exc)
+
+    @property
+    def port(self) -> int:
+        """Where the leader listens."""
+        return self.roster.port
+
+    def when_asked(self, asked: Callable[[int, int], None]) -> None:
+        """Has signals told that other hosts have got, see `launch.roster.Roster.asked`."""
+        self.roster.asked = asked
 
     def check(self, workers: int) -> None:
         """GPUs are the business of each host's task."""
@@ -124,9 +95,11 @@ class Gang:
         before, since = 0, begin
         hosts = math.ceil(workers / self._each)
         while not stop():
-            with self.changed:
+            with self.roster.changed:
                 self._check_refused()
-                present = self._present()
+                present = self.roster.present()
+            # A host that is lost from here on is missed in the attempt, and not left out of it.
+            self._chosen = [present[rank] for rank in sorted(present)]
             if len(present) != before:
                 before, since = len(present), time.monotonic()
             room = min(workers, len(present) * self._each)
@@ -166,14 +139,16 @@ class Gang:
         """
         del flags, wanted, variables
         self._begun = True
-        with self.changed:
-            ranks = sorted(self._present())[: math.ceil(count / self._each)]
-            members = [self._members[rank] for rank in ranks]
-            shares = [min(self._each, count - i * self._each) for i in range(len(members))]
+        members = self._chosen[: math.ceil(count / self._each)]
+        shares = [min(self._each, count - i * self._each) for i in range(len(members))]
+        with self.roster.changed:
             for member, share in zip(members, shares, strict=True):
                 member.ports = None
-                self._send(member, do='ports', count=share)
-            self.wait(lambda: all(m.ports is not None or m.lost for m in members))
+                self.roster.send([member], do='ports', count=share)
+            self.roster.wait(lambda: all(m.ports is not None or m.lost for m in members))
+            for member in members:
+                if member.ports is None and not member.lost:
+                    self.roster.drop(member, 'it does not answer')
             cluster = _cluster(members, shares)
             attempt = int(directory.name.rpartition('-')[2])
             first = 0
@@ -181,205 +156,87 @@ class Gang:
                 member.attempt, member.directory = attempt, directory
                 member.codes = [None] * share
                 member.states, member.taken = ['running'] * share, []
-                self._send(
-                    member, do='start', attempt=attempt, first=first, count=share, cluster=cluster
-                )
+                order = {'attempt': attempt, 'first': first, 'count': share, 'cluster': cluster}
+                self.roster.send([member], do='start', **order)
                 first += share
-        return GangWorkers(self, members, shares, directory)
+        return GangWorkers(self.roster, members, shares, directory)
 
     def end(self, code: int) -> None:
         """Tells all agents how the job has ended, once, and waits until they have gone."""
         if self._ended:
             return
         self._ended = True
-        with self.changed:
+        with self.roster.changed:
             # Those that stay have the next leader to wait for.
-            told = [m for m in self._members.values() if not (self._stays(code) and m.rank)]
-            self.send(told, do='end', code=code)
-            self.wait(lambda: all(member.lost for member in told))
-
-    def send(self, members: Sequence[_Member], **message: object) -> None:
-        """Tells agents something; those that are lost do not hear it."""
-        for member in members:
-            self._send(member, **message)
-
-    def wait(self, done: Callable[[], bool], seconds: float = _ANSWER_SECONDS) -> None:
-        """Waits until something is so, but not for ever; the caller holds `changed`."""
-        self.changed.wait_for(done, seconds)
+            members = self.roster.members.values()
+            told = [m for m in members if not (self._stays(code) and m.rank)]
+            self.roster.send(told, do='end', code=code)
+            self.roster.wait(lambda: all(member.lost for member in told))
 
     def _stays(self, code: int) -> bool:
         return self._place.stays and code == Preempted.exit_code
 
-    def _present(self) -> dict[int, _Member]:
-        return {r: m for r, m in self._members.items() if not m.lost and not m.leaving}
-
     def _names(self, ranks: Sequence[int]) -> str:
-        return ', '.join(map(self._place.name, ranks))
+        names = ', '.join(map(self._place.name, ranks[:_NAMED]))
+        return names + (f' and {len(ranks) - _NAMED} more' if len(ranks) > _NAMED else '')
 
     def _check_refused(self) -> None:
-        if self._refused and not self._begun:
-            rank, why = self._refused.popitem()
+        if self.roster.refused and not self._begun:
+            rank, why = self.roster.refused.popitem()
             raise ConfigError(f'{self._place.name(rank)} {why}')
-
-    def name(self, member: _Member) -> str:
-        """Returns a host for people."""
-        place = self._place
-        return place.name(member.rank) if place.names else f'host {member.rank} ({member.name})'
-
-    def drop(self, member: _Member) -> None:
-        """Ends the connection with an agent; it may come again."""
-        self._loop.call_soon_threadsafe(member.wire.close)
-
-    def _send(self, member: _Member, **message: object) -> None:
-        self._loop.call_soon_threadsafe(lambda: member.wire.say(**message))
-
-    # What follows runs in the thread.
-
-    def _serve(self, listener: socket.socket, ready: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._listen(listener, ready))
-        self._loop.close()
-
-    async def _listen(self, listener: socket.socket, ready: threading.Event) -> None:
-        self._stop = asyncio.Event()
-        backlog = max(100, self._place.hosts)
-        server = await asyncio.start_server(
-            self._greet, sock=listener, limit=Wire.limit, backlog=backlog
-        )
-        ready.set()
-        beats = asyncio.ensure_future(self._beat())
-        await self._stop.wait()
-        beats.cancel()
-        server.close()
-        for member in self._members.values():
-            member.wire.close()
-        others = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-
-    async def _beat(self) -> None:
-        while True:
-            for member in list(self._members.values()):
-                if not member.lost:
-                    member.wire.say(beat=True)
-            await asyncio.sleep(BEAT_SECONDS)
-
-    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        wire = Wire(reader, writer)
-        try:
-            member = self._admit(wire, await wire.hear())
-            while member:
-                message = await wire.hear()
-                with self.changed:
-                    self._take(member, message)
-                    self.changed.notify_all()
-        except (Lost, LookupError, TypeError, ValueError) as error:
-            with self.changed:
-                for member in self._members.values():
-                    if member.wire is wire:
-                        member.lost = member.lost or str(error)
-                self.changed.notify_all()
-        finally:
-            wire.close()
-
-    def _admit(self, wire: Wire, hello: Mapping[str, object]) -> '_Member | None':
-        rank, name = int(hello['rank']), str(hello['name'])
-        why = ''
-        if not 0 <= rank < self._place.hosts:
-            why = f'says that it is host {rank} of a job that has {self._place.hosts}'
-        elif hello['digest'] != self._digest:
-            why = (
-                f'({name}) has another configuration or other flags than the leader. All tasks '
-                'need the same.'
-            )
-        if why:
-            wire.say(refused=f'{self._place.name(rank)} {why}')
-            with self.changed:
-                self._refused[rank] = why
-            return None
-        member = _Member(rank, name, wire)
-        with self.changed:
-            if (before := self._members.get(rank)) and not before.lost:
-                before.lost = 'another task of its rank has come'
-                before.wire.close()
-            self._members[rank] = member
-            self.changed.notify_all()
-        wire.say(welcome=True)
-        return member
-
-    def _take(self, member: _Member, message: Mapping) -> None:
-        if 'asked' in message:
-            if self._place.stays:
-                member.leaving = True
-            else:
-                self.asked(int(message['asked']))
-        if 'ports' in message:
-            member.ports = [int(port) for port in message['ports']]
-        if 'dumped' in message:
-            member.dumps += 1
-        if message.get('attempt') != member.attempt:
-            return  # Of one that is over.
-        if 'codes' in message:
-            member.codes, member.states = list(message['codes']), list(message['states'])
-            member.taken = list(message.get('taken', ()))
-        for number, text in message.get('phases', {}).items():
-            path = _phases(member.directory, int(number))
-            with contextlib.suppress(OSError), open(path, 'a', encoding='utf-8') as file:
-                file.write(text)
 
 
 class GangWorkers:
     """The workers of an attempt on all hosts, see `launch.local.Workers`."""
 
     def __init__(
-        self, gang: Gang, members: Sequence[_Member], shares: Sequence[int], directory: Path
+        self, roster: Roster, members: Sequence[Member], shares: Sequence[int], directory: Path
     ):
-        self._gang, self._members = gang, list(members)
+        self._roster, self._members = roster, list(members)
         numbers = range(sum(shares))
         self.logs = [directory / f'worker-{number}.log' for number in numbers]
-        self.phases = [_phases(directory, number) for number in numbers]
+        self.phases = [phases(directory, number) for number in numbers]
 
     def codes(self) -> list[int | None]:
         """Returns each worker's exit code, negative for a signal, None as far as is known."""
-        with self._gang.changed:
+        with self._roster.changed:
             return [code for member in self._members for code in member.codes]
 
     def states(self) -> list[str]:
         """Returns what each worker is: 'running', 'stopped' or 'ended'."""
-        with self._gang.changed:
+        with self._roster.changed:
             return [state for member in self._members for state in member.states]
 
     def lost(self) -> tuple[int, str] | None:
         """Returns the first worker of a host that is lost, and what there is to say of it."""
         first = 0
-        with self._gang.changed:
+        with self._roster.changed:
             for member in self._members:
                 if member.lost and None in member.codes:
-                    return first, f'{self._gang.name(member)} is lost: {member.lost}'
+                    return first, f'{self._roster.name(member)} is lost: {member.lost}'
                 first += len(member.codes)
         return None
 
     def leaving(self) -> bool:
         """Whether a host is about to go, and its task will come again elsewhere."""
-        with self._gang.changed:
+        with self._roster.changed:
             return any(member.leaving for member in self._members)
 
     def signal(self, number: int) -> None:
         """Sends a signal to all that run."""
-        self._gang.send(self._members, do='signal', number=int(number))
+        self._roster.send(self._members, do='signal', number=int(number))
 
     def dump_stacks(self) -> None:
         """Has every worker write what all its Python threads do into its log."""
-        with self._gang.changed:
+        with self._roster.changed:
             before = {id(member): member.dumps for member in self._members}
-            self._gang.send(self._members, do='dump')
-            self._gang.wait(lambda: all(m.lost or m.dumps > before[id(m)] for m in self._members))
+            self._roster.send(self._members, do='dump')
+            self._roster.wait(lambda: all(m.lost or m.dumps > before[id(m)] for m in self._members))
 
     def taken_port(self) -> tuple[int, int] | None:
         """Returns a worker and its port if that is another process's; ask once all have ended."""
         first = 0
-        with self._gang.changed:
+        with self._roster.changed:
             for member in self._members:
                 for index, port in member.taken:
                     return first + index, port
@@ -388,22 +245,17 @@ class GangWorkers:
 
     def kill(self) -> None:
         """Ends all that run and waits for them; a host that does not answer counts as lost."""
-        with self._gang.changed:
-            self._gang.send(self._members, do='kill')
-            self._gang.wait(
+        with self._roster.changed:
+            self._roster.send(self._members, do='kill')
+            self._roster.wait(
                 lambda: all(m.lost or None not in m.codes for m in self._members), _KILL_SECONDS
             )
             for member in self._members:
                 if not member.lost and None in member.codes:
-                    member.lost = 'it does not end its workers'
-                    self._gang.drop(member)
+                    self._roster.drop(member, 'it does not end its workers')
 
 
-def _phases(directory: Path, number: int) -> Path:
-    return directory / f'worker-{number}.phases.jsonl'
-
-
-def _cluster(members: Sequence[_Member], shares: Sequence[int]) -> list[str]:
+def _cluster(members: Sequence[Member], shares: Sequence[int]) -> list[str]:
     """Returns the address of every worker, for TF_CONFIG.
 
     Each host has the address that its agent calls from, and the leader's, whose agent calls itself,
@@ -418,23 +270,3 @@ def _cluster(members: Sequence[_Member], shares: Sequence[int]) -> list[str]:
         ports = member.ports or range(1, share + 1)
         addresses += [f'{host}:{port}' for port in ports]
     return addresses
-
-
-def _listen(place: Place) -> tuple[socket.socket, int]:
-    """Listens at the first port that is free, on all interfaces: the hosts have a network.
-
-    Raises:
-        ConfigError: none is.
-    """
-    for port in place.ports:
-        with contextlib.suppress(OSError):
-            if socket.has_dualstack_ipv6():
-                family = {'family': socket.AF_INET6, 'dualstack_ipv6': True}
-            else:
-                family = {}
-            return socket.create_server(('', port), **family), port
-    ports = ', '.join(map(str, place.ports))
-    raise ConfigError(
-        f'{place.name(0)} cannot listen at any of the ports {ports}: other processes do. '
-        '`ss -ltnp` shows them; is another job of the same directory running?'
-    )

@@ -27,11 +27,12 @@ class Host:
 
     Attributes:
         lock_seconds: how long to wait for another launcher to leave the directory.
-        asked: is told of signals that other hosts have got.
     """
 
     lock_seconds = 0.0
-    asked: Callable[[int], None]
+
+    def when_asked(self, asked: Callable[[int, int], None]) -> None:
+        """There are no other hosts that could get signals."""
 
     def gather(
         self, workers: int, least: int, *, stop: Callable[[], bool], show: Callable[[], None]

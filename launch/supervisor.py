@@ -27,11 +27,12 @@ from launch.ledger import Ledger
 from launch.local import Host
 from launch.record import Record
 from launch.watch import Watch
+from launch.wire import SAME_SIGNAL_SECONDS
+from trainer.errors import Preempted
 from trainer.gin_files import Script
 from trainer.model_dir import ModelDir
 
 _LONGEST_WAIT_SECONDS = 60.0
-_SAME_SIGNAL_SECONDS = 0.5
 
 
 class Supervisor:
@@ -75,6 +76,7 @@ class Supervisor:
         self._ledger = Ledger(dirs.path / 'ledger.jsonl')
         self._signals: list[int] = []  # that have come
         self._newest = 0
+        self._waits = False
 
     def run(self) -> int:
         """Returns the exit code: 0 finished, 2 a mistake, 75 stopped after saving, 1 failed.
@@ -82,16 +84,18 @@ class Supervisor:
         Raises:
             ConfigError: the directory cannot be written, another launcher holds it, or this host
                 has too few GPUs.
+            Preempted: it was asked to stop while another launcher held the directory.
             WriteError: the disk is full.
         """
         self._hosts.check(self._count)
         was_there = self._dirs.path.exists()
         self._dirs.create()
-        locked = self._dirs.lock('logs/lock', seconds=self._hosts.lock_seconds)
+        seconds = self._hosts.lock_seconds
+        locked = self._dirs.lock('logs/lock', seconds=seconds, waiting=self._wait_for)
         # Not in model_dir, whose disk may be full, and whose logs may be deleted.
         aside = tempfile.TemporaryDirectory(prefix='phalanx-')
         told = self._dirs.full_disk_is_told()
-        with aside as directory, locked, told, self._catching_signals(), self._display:
+        with aside as directory, self._catching_signals(), locked, told, self._display:
             config = Path(directory) / 'config.json'
             self._script.save(config)
             self._flags = [*self._given, f'--gin_script={config}']
@@ -125,6 +129,16 @@ class Supervisor:
                 shutil.rmtree(self._dirs.path, ignore_errors=True)
         return code
 
+    def _wait_for(self, holder: str) -> None:
+        if self._signals:
+            raise Preempted(f'asked to stop while {holder} was still at work there')
+        if not self._waits:
+            self._waits = True
+            self._display.tell(
+                f'waiting for {holder} to leave {self._dirs.path}, for '
+                f'{self._hosts.lock_seconds:g} s at most'
+            )
+
     def _attempts(self) -> int:
         failures: list[Outcome] = []  # since the last new checkpoint
         first = True
@@ -132,7 +146,7 @@ class Supervisor:
             before = self._newest_step()
             room = self._hosts.gather(
                 self._count,
-                min(self._least, self._count),
+                self._least_fitting(),
                 stop=lambda: bool(self._signals),
                 show=(lambda: None) if first else self._display.show,
             )
@@ -252,6 +266,14 @@ class Supervisor:
         """The next smaller number of workers that can share the global batch equally, or 0."""
         return self._fitting(self._count - 1)
 
+    def _least_fitting(self) -> int:
+        """The smallest number of workers that will do and can share the global batch equally."""
+        least = min(self._least, self._count)
+        if not self._fitting(self._count):
+            return least  # Nothing is known yet.
+        counts = range(least, self._count)
+        return next((n for n in counts if self._fitting(n) == n), self._count)
+
     def _fitting(self, most: int) -> int:
         """The largest number of workers that can share the global batch equally, or 0."""
         try:
@@ -288,21 +310,21 @@ class Supervisor:
             nonlocal last, count
             del frame
             # Who closes a terminal or stops a service may send several at once, and means one.
-            if time.monotonic() - last > _SAME_SIGNAL_SECONDS:
+            if time.monotonic() - last > SAME_SIGNAL_SECONDS:
                 last, count = time.monotonic(), count + 1
                 if count > len(self._signals):
                     self._signals.append(number)
 
-        def note_elsewhere(number: int) -> None:
+        def note_elsewhere(number: int, times: int) -> None:
             # A scheduler sends one to every host, and they come here one after the other.
-            if not self._signals:
+            if times > len(self._signals):
                 self._signals.append(number)
 
         # Schedulers send the last when the time is nearly over.
         numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
             numbers.append(signal.SIGHUP)
-        self._hosts.asked = note_elsewhere
+        self._hosts.when_asked(note_elsewhere)
         before = {number: signal.signal(number, note) for number in numbers}
         try:
             yield

@@ -7,13 +7,16 @@ Exit codes: 0 finished; 2 a mistake; 75 stopped after saving, or hosts are missi
 again; 1 failed.
 """
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
+import math
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -52,9 +55,9 @@ def perform(job: Asked, place: Place, argv: Sequence[str], *, tee: bool = False)
     with tempfile.TemporaryDirectory(prefix='phalanx-') as aside:
         config = Path(aside) / 'config.json'
         job.script.save(config)
-        agent = Agent(
-            place,
-            _digest(job, place),
+        agent = functools.partial(
+            Agent,
+            digest=_digest(job, place),
             flags=[f'--model_dir={job.model_dir}', *job.rest, f'--gin_script={config}'],
             dirs=ModelDir(job.model_dir),
             workers_per_host=job.workers_per_host,
@@ -64,13 +67,15 @@ def perform(job: Asked, place: Place, argv: Sequence[str], *, tee: bool = False)
         if place.rank == 0:
             return _lead(job, place, argv, agent)
         try:
-            return agent.run()
+            return agent(place).run()
         except Unmet as error:
             print(f'phalanx: {error}', file=sys.stderr)
             return Preempted.exit_code
 
 
-def _lead(job: Asked, place: Place, argv: Sequence[str], agent: Agent) -> int:
+def _lead(
+    job: Asked, place: Place, argv: Sequence[str], make_agent: Callable[[Place], Agent]
+) -> int:
     gang = Gang(
         place,
         _digest(job, place),
@@ -78,25 +83,27 @@ def _lead(job: Asked, place: Place, argv: Sequence[str], agent: Agent) -> int:
         seconds=job.policy.meeting_seconds,
         tell=lambda text: display.write(f'phalanx: {text}\n', sys.stderr),
     )
-    # Its agent is in a thread that lives as long: workers die with the one that has started them.
-    thread = threading.Thread(
-        target=agent.run, kwargs={'handles_signals': False}, name='agent', daemon=True
-    )
     code = 1
-    try:
-        with gang:
-            thread.start()
-            try:
-                code = lead(job, argv, gang)
-            except ConfigError:
-                code = ConfigError.exit_code
-                raise
-            finally:
-                gang.end(code)
-    finally:
-        agent.leave()
-        if thread.is_alive():
-            thread.join()
+    with contextlib.ExitStack() as stack, gang:
+        # It calls this very process, whoever else listens at the ports of the job.
+        agent = make_agent(dataclasses.replace(place, leader='127.0.0.1', ports=(gang.port,)))
+        # In a thread that lives as long: workers die with the one that has started them.
+        thread = threading.Thread(
+            target=agent.run, kwargs={'handles_signals': False}, name='agent', daemon=True
+        )
+        thread.start()
+        stack.callback(thread.join)
+        try:
+            code = lead(job, argv, gang)
+        except (ConfigError, Preempted) as error:
+            code = error.exit_code
+            raise
+        except KeyboardInterrupt:
+            code = Preempted.exit_code
+            raise
+        finally:
+            gang.end(code)
+            agent.leave()
     return code
 
 
@@ -131,6 +138,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         place = of_scheduler(values.scheduler)
         each = values.workers_per_host or 1
+        if place.hosts * each < job.least:
+            raise ConfigError(
+                f'--workers={values.workers} with --workers_per_host={each} needs '
+                f'{math.ceil(job.least / each)} hosts at least, but {values.scheduler} has given '
+                f'{place.hosts}.'
+            )
         # An elastic job may have got fewer hosts than it can use, or more.
         workers = min(job.workers, place.hosts * each)
         job = dataclasses.replace(job, workers=workers, workers_per_host=each)

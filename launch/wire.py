@@ -13,6 +13,8 @@ import socket
 # Both sides say something at least so often, and believe the other lost after so long.
 BEAT_SECONDS = 2.0
 LOST_SECONDS = 20.0
+# Signals that come to a task within so long of each other are one.
+SAME_SIGNAL_SECONDS = 0.5
 _LINE_BYTES = 2**24
 
 
@@ -51,11 +53,15 @@ class Wire:
         """
         try:
             line = await asyncio.wait_for(self._reader.readline(), seconds)
+            if not line.endswith(b'\n'):
+                raise Lost('it has gone')
             message = json.loads(line)
         except asyncio.TimeoutError:
             raise Lost(f'no word for {seconds:g} s') from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise Lost(str(error) or 'it has gone') from None
+        except ValueError:
+            message = None
         if not isinstance(message, dict):
             raise Lost('it is another program')
         return message

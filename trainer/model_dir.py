@@ -9,7 +9,7 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TextIO
@@ -169,7 +169,12 @@ class ModelDir:
             ) from error
 
     @contextlib.contextmanager
-    def lock(self, name: str = 'lock', seconds: float = 0.0) -> Iterator[None]:
+    def lock(
+        self,
+        name: str = 'lock',
+        seconds: float = 0.0,
+        waiting: Callable[[str], None] = lambda holder: None,
+    ) -> Iterator[None]:
         """Holds the directory for one writer, in one process, until the block is left.
 
         The kernel frees the lock when its holder dies, however it dies.
@@ -177,6 +182,7 @@ class ModelDir:
         Args:
             name: of the file that is locked; writers of different things have different ones.
             seconds: how long to wait for another holder to leave.
+            waiting: is told meanwhile, again and again, who holds it.
 
         Raises:
             ConfigError: another process holds it, or the file system has no locks.
@@ -193,6 +199,7 @@ class ModelDir:
             end = time.monotonic() + seconds
             try:
                 while not _locked(file, wait=time.monotonic() < end):
+                    waiting(_holder(path))
                     time.sleep(_LOCK_POLL_SECONDS)
             except BlockingIOError as error:
                 raise ConfigError(

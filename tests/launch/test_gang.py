@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -101,9 +102,9 @@ class Job:
         workers = workers or len(self.places) * self.each
         return self.gang.gather(workers, least or workers, stop=lambda: False, show=lambda: None)
 
-    def start(self, count=None):
+    def start(self, count=None, attempt=1):
         count = count or len(self.places) * self.each
-        directory = ModelDir(self.path).attempt(1)
+        directory = ModelDir(self.path).attempt(attempt)
         directory.mkdir(parents=True, exist_ok=True)
         return self.gang.start([], count, directory, wanted=count, variables={})
 
@@ -240,12 +241,142 @@ def test_what_is_no_task_is_sent_away_and_disturbs_nobody(tmp_path):
         assert job.gather() == 2
 
 
+def test_a_host_that_is_lost_before_the_start_is_missed_and_not_left_out(tmp_path, program):
+    with Job(tmp_path / 'run', 2) as job:
+        job.join(0)
+        lost = job.join(1)
+        assert job.gather() == 2
+        lost.leave()
+        lost._wire._writer.transport.abort()
+        until(lambda: len(job.gang.roster.present()) == 1)
+        workers = job.start()
+        assert len(workers.codes()) == 2
+        worker, reason = until(workers.lost)
+        assert worker == 1
+        assert reason.endswith('is lost: it has gone')
+        told = until(lambda: workers.logs[0].exists() and workers.logs[0].read_text())
+        assert len(json.loads(told)['cluster']['worker']) == 2
+        workers.kill()
+
+
+def test_of_two_tasks_of_one_rank_the_first_stays_and_the_second_takes_its_place_when_it_goes(
+    tmp_path, program, capfd, monkeypatch
+):
+    monkeypatch.setattr(agent_module, '_TELL_SECONDS', 0.0)
+    with Job(tmp_path / 'run', 2) as job:
+        job.join(0)
+        first = job.join(1)
+        job.gather()
+        workers = job.start()
+        job.join(1)
+        until(lambda: 'host 1 has another task in this job already' in capfd.readouterr().err)
+        time.sleep(1.0)
+        assert workers.lost() is None
+        first.leave()
+        first._wire._writer.transport.abort()
+        until(workers.lost)
+        workers.kill()
+        assert job.gather() == 2
+        assert job.gang.roster.members[1].task != first._task
+
+
+def test_a_signal_that_comes_while_the_agent_calls_reaches_the_leader(tmp_path, monkeypatch):
+    heard = []
+    with Job(tmp_path / 'run', 2) as job:
+        job.gang.when_asked(lambda number, times: heard.append((number, times)))
+        greet = Agent._greet
+
+        async def interrupted(self, port):
+            wire = await greet(self, port)
+            self._ask(signal.SIGTERM)
+            return wire
+
+        monkeypatch.setattr(Agent, '_greet', interrupted)
+        job.join(1)
+        until(lambda: heard == [(signal.SIGTERM, 1)])
+
+
+def test_signals_at_once_are_one_and_a_second_one_ends_all_at_once(tmp_path, program):
+    heard = []
+    with Job(tmp_path / 'run', 2) as job:
+        job.gang.when_asked(lambda number, times: heard.append((number, times)))
+        job.join(0)
+        other = job.join(1)
+        job.gather()
+        workers = job.start()
+        until(lambda: all(path.exists() and path.read_text() for path in workers.logs))
+
+        def ask(number):
+            other._loop.call_soon_threadsafe(other._ask, number)
+
+        ask(signal.SIGHUP)
+        ask(signal.SIGTERM)
+        until(lambda: heard == [(signal.SIGHUP, 1)])
+        assert workers.codes() == [None, None]
+        time.sleep(0.6)
+        ask(signal.SIGTERM)
+        until(lambda: workers.codes()[1] == -signal.SIGKILL, seconds=5)
+        assert heard == [(signal.SIGHUP, 1), (signal.SIGTERM, 2)]
+
+
+def test_a_host_that_cannot_start_its_workers_says_why_and_stays(tmp_path, program, monkeypatch):
+    with Job(tmp_path / 'run', 2) as job:
+        job.join(0)
+        job.join(1)
+        job.gather()
+        start = agent_module.local.Workers
+
+        def full(*args, first, **keywords):
+            if first == 1:
+                raise OSError(28, 'No space left on device')
+            return start(*args, first=first, **keywords)
+
+        monkeypatch.setattr(agent_module.local, 'Workers', full)
+        workers = job.start()
+        until(lambda: workers.codes()[1] == 1)
+        assert workers.lost() is None
+        assert 'cannot start its workers: [Errno 28] No space left on device' in job.said[0]
+        workers.kill()
+        monkeypatch.setattr(agent_module.local, 'Workers', start)
+        assert job.gather() == 2
+        workers = job.start(attempt=2)
+        until(lambda: all(path.exists() and path.read_text() for path in workers.logs))
+        workers.kill()
+
+
+def test_a_full_disk_under_the_output_costs_no_host(tmp_path, program, monkeypatch):
+    class Full:
+        def write(self, text):
+            raise OSError(28, 'No space left on device')
+
+        def flush(self):
+            pass
+
+    with Job(tmp_path / 'run', 2) as job:
+        job.join(0)
+        other = job.join(1)
+        other._tee = True
+        job.gather()
+        monkeypatch.setattr(sys, 'stdout', Full())
+        workers = job.start()
+        until(lambda: all(path.exists() and path.read_text() for path in workers.logs))
+        time.sleep(0.5)
+        program.write_text('[0, 0]')
+        until(lambda: workers.codes() == [0, 0], seconds=5)
+
+
+def test_of_many_missing_hosts_some_are_named(tmp_path):
+    named = pytest.raises(Missing, match=r'host 0, host 1, .*, host 19 and 980 more\. See')
+    with Job(tmp_path / 'run', 1000, seconds=1.0) as job, named:
+        job.gather()
+
+
 def test_256_tasks_meet_and_a_missing_one_is_named(tmp_path):
     with Job(tmp_path / 'run', 256, seconds=60.0) as job:
         begin = time.monotonic()
         for rank in range(255):
             job.join(rank)
-        until(lambda: len(job.gang._present()) == 255, seconds=60)
+        until(lambda: len(job.gang.roster.present()) == 255, seconds=60)
         job.gang._seconds = time.monotonic() - begin
         with pytest.raises(Missing, match=r'these have not come: host 255\.'):
             job.gather()
