@@ -35,9 +35,10 @@ def status(text: str) -> str:
     if submitted:
         try:
             lines += _of_scheduler(submitted, schedulers.of(submitted).status(submitted))
-        except Unreachable as error:
+        except (ConfigError, Unreachable) as error:
             if not dirs:
                 raise
+            # It may have ended so long ago that its scheduler has forgotten it.
             lines.append(f'{submitted.handle}: {error}')
     if dirs:
         lines += [local.status(dirs), *_first_failure(dirs)]
