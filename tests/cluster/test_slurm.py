@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.cluster, needs_root]
 def cluster():
     with (
         tempfile.TemporaryDirectory(prefix='pxs') as directory,
-        Hosts(12, prefix='pxs', net='10.81.1') as hosts,
+        Hosts(12, prefix='pxsj', net='10.81.2') as hosts,
         Cluster(Path(directory), hosts) as cluster,
         pytest.MonkeyPatch.context() as patch,
     ):
@@ -86,7 +86,9 @@ def test_a_job_is_pending_then_runs_and_its_log_is_followed_to_the_end(cluster, 
     assert [task.rank for task in status.tasks] == [0, 1]
     assert [task.state for task in status.tasks] == ['running', 'running']
     pieces = running.slurm.logs(running.submitted, follow=True)
-    assert 'task' in next(pieces)
+    text = next(pieces)
+    while 'task' not in text:
+        text += next(pieces)
     told = running.until_told()
     assert [task.host for task in status.tasks] == expand(told[0]['nodes'])
     running.slurm.cancel(running.submitted)

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, needs_root]
 def cluster():
     with (
         tempfile.TemporaryDirectory(prefix='pxs') as directory,
-        Hosts(2, prefix='pxs', net='10.81.1') as hosts,
+        Hosts(2, prefix='pxsa', net='10.81.3') as hosts,
         Cluster(Path(directory), hosts, accounting=True, job_age=3) as cluster,
         pytest.MonkeyPatch.context() as patch,
     ):
