@@ -143,10 +143,13 @@ class Roster:
             member = self._admit(wire, await wire.hear())
             while member:
                 message = await wire.hear()
+                if 'phases' in message and message['attempt'] == member.attempt:
+                    # In a thread: a file server that stalls keeps nobody waiting for a beat.
+                    await asyncio.to_thread(_write, member.directory, message['phases'])
                 with self.changed:
                     self._take(member, message)
                     self.changed.notify_all()
-        except (Lost, LookupError, TypeError, ValueError) as error:
+        except (Lost, AttributeError, LookupError, TypeError, ValueError) as error:
             with self.changed:
                 for member in self.members.values():
                     if member.wire is wire:
@@ -202,15 +205,18 @@ class Roster:
         if 'codes' in message:
             member.codes, member.states = list(message['codes']), list(message['states'])
             member.taken = list(message.get('taken', ()))
-        for number, text in message.get('phases', {}).items():
-            path = phases(member.directory, int(number))
-            with contextlib.suppress(OSError), open(path, 'a', encoding='utf-8') as file:
-                file.write(text)
 
 
 def phases(directory: Path, number: int) -> Path:
     """The record of phases of a worker, as the leader keeps it."""
     return directory / f'worker-{number}.phases.jsonl'
+
+
+def _write(directory: Path, texts: Mapping[str, str]) -> None:
+    for number, text in texts.items():
+        path = phases(directory, int(number))
+        with contextlib.suppress(OSError), open(path, 'a', encoding='utf-8') as file:
+            file.write(text)
 
 
 def _allow_files(count: int) -> None:

@@ -200,6 +200,16 @@ def test_a_signal_to_any_task_saves_and_ends_all_and_the_same_commands_go_on(
         assert job.end() == undisturbed
 
 
+def test_the_same_commands_given_twice_disturb_nobody(hosts, directory, tmp_path):
+    with Job(hosts, directory, tmp_path / 'run', 2) as job:
+        job.reach(40)
+        with Job(hosts, directory, tmp_path / 'run', 2) as second:
+            assert job.codes() == [0, 0]
+            # These had waited, and found nothing left to do.
+            assert second.codes() == [0, 0]
+        assert [each['outcome'] for each in job.ledger('attempt_end')] == ['finished'] * 2
+
+
 def test_an_elastic_job_goes_on_without_a_host_that_stays_away(
     hosts, directory, tmp_path, undisturbed
 ):

@@ -14,6 +14,8 @@ import pytest
 
 from launch import agent as agent_module
 from launch import child, exits
+from launch import roster as roster_module
+from launch import wire as wire_module
 from launch.agent import Agent, Unmet
 from launch.gang import Gang, Missing
 from launch.place import Place, ports
@@ -363,6 +365,42 @@ def test_a_full_disk_under_the_output_costs_no_host(tmp_path, program, monkeypat
         time.sleep(0.5)
         program.write_text('[0, 0]')
         until(lambda: workers.codes() == [0, 0], seconds=5)
+
+
+@pytest.mark.skipif(not Path('/proc/net/if_inet6').exists(), reason='no IPv6 here')
+def test_hosts_that_call_over_ipv6_have_addresses_in_brackets(tmp_path, program):
+    with Job(tmp_path / 'run', 2) as job:
+        job.join(0)
+        job.join(1, place=Place(1, 2, '::1', job.places[0].ports))
+        job.gather()
+        workers = job.start()
+        told = until(lambda: workers.logs[1].exists() and workers.logs[1].read_text())
+        addresses = json.loads(told)['cluster']['worker']
+        assert all(each.startswith('[::1]:') for each in addresses)
+        workers.kill()
+
+
+def test_a_file_server_that_stalls_loses_no_host(tmp_path, program, monkeypatch):
+    monkeypatch.setattr(wire_module.Wire.hear, '__defaults__', (2.0,))
+    monkeypatch.setattr(agent_module, 'BEAT_SECONDS', 0.5)
+    monkeypatch.setattr(roster_module, 'BEAT_SECONDS', 0.5)
+    with Job(tmp_path / 'run', 2) as job:
+        job.join(0)
+        job.join(1)
+        job.gather()
+        directory = ModelDir(tmp_path / 'run').attempt(1)
+        directory.mkdir(parents=True)
+        stalled = directory / 'worker-1.phases.jsonl'
+        os.mkfifo(stalled)  # Who opens it for writing waits.
+        workers = job.start()
+        until(lambda: workers.phases[0].exists())
+        time.sleep(4.0)
+        lost = workers.lost()
+        with open(stalled) as file:
+            assert json.loads(file.readline())['step'] == 1
+        assert lost is None
+        program.write_text('[0, 0]')
+        until(lambda: workers.codes() == [0, 0])
 
 
 def test_of_many_missing_hosts_some_are_named(tmp_path):
