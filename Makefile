@@ -16,9 +16,11 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m 'not slow and not chaos and not cluster'
 
-# Several real processes, and faults injected into them.
+# Several real processes, and faults injected into them; these one at a time, as some of them judge by
+# how long something takes.
 chaos: $(VENV)/.installed-dev
-	$(RUN) -m pytest -m '(slow or chaos) and not cluster'
+	$(RUN) -m pytest -m 'slow and not chaos and not cluster' -n 2
+	$(RUN) -m pytest -m 'chaos and not cluster'
 
 # Real schedulers and simulated hosts: needs root, and what tests/cluster/install installs. Two files
 # at a time, as they mostly wait.
