@@ -24,7 +24,7 @@ chaos: $(VENV)/.installed-dev
 
 # Real schedulers and simulated hosts: needs root, and what tests/cluster/install installs. Two files
 # at a time, as they mostly wait.
-cluster: $(VENV)/.installed-dev
+cluster: $(VENV)/.installed-cluster
 	$(RUN) -m pytest -m cluster -n 2 --dist loadgroup
 
 lint: $(VENV)/.installed-dev
@@ -45,6 +45,10 @@ $(VENV)/bin/python:
 $(VENV)/.installed: setup.py pyproject.toml | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --editable .
 	touch $@
+
+$(VENV)/.installed-cluster: setup.py pyproject.toml | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --editable '.[dev,ray]'
+	touch $@ $(VENV)/.installed-dev $(VENV)/.installed
 
 $(VENV)/.installed-dev: setup.py pyproject.toml | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --editable '.[dev]'
