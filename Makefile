@@ -23,9 +23,9 @@ chaos: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m 'chaos and not cluster'
 
 # Real schedulers and simulated hosts: needs root, and what tests/cluster/install installs. Two files
-# at a time, as they mostly wait.
+# at a time, which have different names and networks, as they mostly wait.
 cluster: $(VENV)/.installed-cluster
-	$(RUN) -m pytest -m cluster -n 2 --dist loadgroup
+	$(RUN) -m pytest -m cluster -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .
