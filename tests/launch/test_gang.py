@@ -421,3 +421,16 @@ def test_256_tasks_meet_and_a_missing_one_is_named(tmp_path):
         job.gang._seconds = 60.0
         job.join(255)
         assert job.gather() == 256
+
+
+def test_a_leader_that_goes_alone_leaves_the_others_waiting_for_the_next(tmp_path):
+    with Job(tmp_path / 'run', 2, stays=True) as job:
+        job.join(0)
+        agent = job.join(1)
+        job.gather()
+        job.gang.end(75)
+        assert until(lambda: job.codes.get(0)) == 75
+        job.stack.close()
+        until(lambda: agent._wire._writer.is_closing())
+        assert 1 not in job.codes
+        agent.leave()
