@@ -65,11 +65,12 @@ class Running:
         return self._cluster.until(reached, seconds)
 
     def until_told(self, count=1, rank=1):
-        """Waits until a task has told so often what it was given, and returns all of it."""
+        """Waits until a task, and the leader's, has told so often what it was given; returns what
+        the task has told. A signal before that would find no handler."""
 
         def reached():
             found = self.told(rank)
-            return found if len(found) >= count else None
+            return found if min(len(found), len(self.told())) >= count else None
 
         return self._cluster.until(reached)
 
