@@ -40,8 +40,8 @@ class Ledger:
         if events := self.read():
             return events
         raise ConfigError(
-            f'{str(self._path.parent)!r} holds no {self._path.name}. Name the --model_dir of a job '
-            'that was started with `phalanx run`.'
+            f'{str(self._path.parent)!r} holds no {self._path.name}: no job has begun there. Name '
+            'the --model_dir of one that was started with `phalanx run` or `phalanx submit`.'
         )
 
 

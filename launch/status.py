@@ -43,9 +43,12 @@ def status(dirs: ModelDir) -> str:
             codes = ended[-1].get('codes', ()) if ended else ()
             if index < len(codes):
                 code = codes[index]
-                word = f'ended with {code}, {word.rpartition(",")[0] or word}'
+                # Of workers whose host or task was lost, nobody has seen the end.
+                end = 'its end was not seen' if code is None else f'ended with {code}'
+                word = f'{end}, {word.rpartition(",")[0] or word}'
             lines.append(f'worker {index}: {word}')
-    lines.append(f'newest checkpoint: step {dirs.newest_step()}')
+    newest = dirs.newest_step()
+    lines.append(f'newest checkpoint: {f"step {newest}" if newest else "none yet"}')
     return '\n'.join(lines)
 
 

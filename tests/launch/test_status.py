@@ -20,8 +20,17 @@ def test_a_job_that_has_ended_is_told_with_how_its_workers_did(dirs):
         'finished (exit code 0)\n'
         'attempt 2, begun at step 60\n'
         'worker 0: ended with 0, ending at step 100\n'
-        'newest checkpoint: step 0'
+        'newest checkpoint: none yet'
     )
+
+
+def test_a_worker_whose_host_was_lost_has_no_exit_code(dirs):
+    ledger = dirs.path / 'ledger.jsonl'
+    text = ledger.read_text().replace(
+        '"outcome": "finished"', '"outcome": "failed", "codes": [null]'
+    )
+    ledger.write_text(text)
+    assert 'worker 0: its end was not seen, ending at step 100\n' in status(dirs)
 
 
 def test_a_job_that_runs_is_told_with_its_phases(dirs):
