@@ -70,6 +70,7 @@ phalanx submit --scheduler=NAME --workers=N [FLAG ...]
                                         hands the job to slurm, kubernetes or ray, prints its handle
 
   --dry_run: print what would be handed over, and do nothing.
+  --check: rehearse one step here first, as `phalanx check` does.
   --name, --time_limit=12h, --env=NAME=VALUE (may be repeated), --workdir, --python
   --cpus_per_worker, --memory_mb_per_worker, --gpus_per_worker, --workers_per_host (default 1)
   `phalanx submit --scheduler=NAME --help` lists the flags for that scheduler.

@@ -25,7 +25,9 @@ def main() -> None:
         sys.exit(1)  # It ended before the line above.
     # A handler in C, which answers while Python waits for TensorFlow. To a copy of the log's
     # descriptor: while TensorFlow is imported, that of stderr is another file.
-    faulthandler.register(signal.SIGUSR1, file=os.dup(2), all_threads=True)
+    faulthandler.register(signal.SIGUSR2, file=os.dup(2), all_threads=True)
+    # Slurm sends the other to all processes of a step; it is meant for the task.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name='__main__', alter_sys=True)
 

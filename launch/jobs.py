@@ -17,7 +17,9 @@ from trainer.errors import ConfigError
 from trainer.model_dir import ModelDir
 
 _ASKED_AT_ONCE = 8
+_WIDEST = 1000
 _LISTED = 20
+_ENDED = ('finished', 'failed', 'stopped', 'cancelled')
 
 
 def status(text: str) -> str:
@@ -72,8 +74,11 @@ def cancel(text: str) -> None:
     """
     submitted, _ = _find(text)
     if submitted:
+        # What has ended may have left something behind that goes now.
+        before = _state(submitted)
         schedulers.of(submitted).cancel(submitted)
-        print(f'{submitted.handle} is asked to save and end', file=sys.stderr)
+        told = f'has ended: {before}' if before in _ENDED else 'is asked to save and end'
+        print(f'{submitted.handle} {told}', file=sys.stderr)
         return
     pid = local.launcher(ModelDir(text))
     if pid is None:
@@ -99,7 +104,8 @@ def listing(*, everything: bool = False) -> None:
     for each, state in zip(shown, states, strict=True):
         when = time.strftime('%Y-%m-%d %H:%M', time.localtime(each.time))
         table.add_row(each.handle, each.name, state, str(each.workers), when, each.model_dir)
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    # In a pipe a job is one line, however long.
+    Console(width=None if sys.stdout.isatty() else _WIDEST).print(table)
     if len(shown) < len(jobs):
         print(f'and {len(jobs) - len(shown)} older ones: phalanx list --all', file=sys.stderr)
 

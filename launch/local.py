@@ -152,7 +152,7 @@ class Workers:
 
     def dump_stacks(self) -> None:
         """Has every worker write what all its Python threads do into its log."""
-        self.signal(signal.SIGUSR1)
+        self.signal(signal.SIGUSR2)
         time.sleep(_DUMP_SECONDS)
 
     def taken_port(self) -> tuple[int, int] | None:

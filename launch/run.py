@@ -51,7 +51,7 @@ def run(argv: Sequence[str], *, check: bool = False) -> int:
     if check or not job.trains:
         if place:
             raise ConfigError('--hosts is for runs that train. Leave it out: one host will do.')
-        return _rehearse(job, check=check)
+        return rehearse(job, check=check)
     with contextlib.ExitStack() as stack:
         if job.tensorboard and (place is None or place.rank == 0):
             address = stack.enter_context(tensorboard(ModelDir(job.model_dir).path))
@@ -70,9 +70,12 @@ def _place(hosts: Sequence[str], rank: int | None, job: Asked) -> Place | None:
     return of_hosts(hosts, rank, job=str(ModelDir(job.model_dir).path))
 
 
-def _rehearse(job: Asked, *, check: bool) -> int:
-    """Runs what does not train: it has nothing to go on from, says nothing of how it gets on, and
-    leaves no trace in the history of the run."""
+def rehearse(job: Asked, *, check: bool) -> int:
+    """Runs what does not train, or with `check` one step of one replica; returns the exit code.
+
+    It has nothing to go on from, says nothing of how it gets on, and leaves no trace in the history
+    of the run.
+    """
     given, workers = [f'--model_dir={job.model_dir}', *job.rest], job.workers
     if check:
         given.append(f'--check_workers={workers}')

@@ -12,6 +12,7 @@ from absl import flags
 from launch import asked, known, record, schedulers
 from launch.asked import Asked
 from launch.job import Job, Resources, name_of
+from launch.run import rehearse
 from trainer.errors import ConfigError
 from trainer.flags import reason
 from trainer.model_dir import ModelDir
@@ -44,6 +45,8 @@ def submit(argv: Sequence[str]) -> int:
     if values.dry_run:
         sys.stdout.write(backend.plan(job))
         return 0
+    if values.check and (code := rehearse(request, check=True)):
+        return code
     handle = backend.submit(job)
     print(handle, flush=True)  # Before anything else can fail.
     dirs = ModelDir(job.model_dir)
@@ -88,6 +91,7 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string('workdir', None, 'Where the tasks start; default: here.', **new)
     flags.DEFINE_string('python', None, 'The interpreter; default: this one.', **new)
     flags.DEFINE_boolean('dry_run', False, 'Print what would be handed over.', **new)
+    flags.DEFINE_boolean('check', False, 'Rehearse one step here first.', **new)
 
 
 def _scheduler(argv: Sequence[str]) -> str:

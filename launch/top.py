@@ -22,6 +22,7 @@ from trainer.observe.progress import duration
 _LEDGER = 'ledger.jsonl'
 # Below the root: sweeps and projects have directories of their own.
 _DEEPEST = 4
+_WIDEST = 1000
 _REFRESH_SECONDS = 2.0
 # A run that says nothing for so long is not called running: its host may be gone.
 _SILENT_SECONDS = 300.0
@@ -79,7 +80,9 @@ def top(root: str, *, once: bool = False, curves: bool = False) -> None:
             address = stack.enter_context(tensorboard(directory))
             print(f'phalanx: TensorBoard at {address}', file=sys.stderr, flush=True)
         if once or not (console.is_terminal or curves):
-            console.print(table(directory), soft_wrap=not console.is_terminal)
+            # In a pipe a job is one line, however long.
+            wide = {} if console.is_terminal else {'width': _WIDEST}
+            console.print(table(directory), **wide)
             return
         with (
             contextlib.suppress(KeyboardInterrupt),

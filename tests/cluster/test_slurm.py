@@ -235,7 +235,7 @@ def test_twelve_hosts_have_their_ranks_in_the_order_of_slurm(cluster, make_job):
 @pytest.mark.parametrize(
     ('more', 'options', 'reason'),
     [
-        ({'workers': 13, 'min_workers': 13}, {}, 'PartitionConfig'),
+        ({'workers': 13, 'min_workers': 13}, {}, 'Partition(Config|NodeLimit)'),
         ({}, {'partition': 'narrow'}, 'Partition(Config|NodeLimit)'),
         ({'time_limit_seconds': 7200}, {}, 'Partition(Config|TimeLimit)'),
         ({}, {'sbatch': ('--hold',)}, 'JobHeldUser'),

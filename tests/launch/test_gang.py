@@ -249,6 +249,7 @@ def test_a_host_that_is_lost_before_the_start_is_missed_and_not_left_out(tmp_pat
         lost = job.join(1)
         assert job.gather() == 2
         lost.leave()
+        until(lambda: lost._wire)
         lost._wire._writer.transport.abort()
         until(lambda: len(job.gang.roster.present()) == 1)
         workers = job.start()

@@ -126,3 +126,15 @@ def test_the_jobs_of_a_cluster_that_is_gone_are_listed_all_the_same(capsys, monk
     out = capsys.readouterr().out
     assert 'slurm://a/1' in out
     assert 'unknown' in out
+
+
+@pytest.mark.slow
+def test_what_a_rehearsal_refuses_is_not_submitted(capfd, tmp_path, monkeypatch):
+    (tmp_path / 'sbatch').write_text('#!/bin/sh\ntouch "$0.called"\n')
+    (tmp_path / 'sbatch').chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
+    flags = ['--scheduler=slurm', '--workers=3', '--model_dir=run', '--gin.DEVICES=1', '--check']
+    assert main([*RUN, *flags]) == 2
+    assert 'cannot be shared equally by 3 replicas' in ''.join(capfd.readouterr())
+    assert not (tmp_path / 'sbatch.called').exists()
+    assert not (tmp_path / 'run').exists()
