@@ -79,7 +79,7 @@ def test_the_environment_tells_each_worker_its_place_and_nothing_of_an_outer_job
     assert [config['cluster'] for config in configs] == [{'worker': cluster}] * 2
 
 
-def two():
+def environments_of_two():
     return local.environments(['a:1', 'a:2'], 0, 2, 2)
 
 
@@ -87,21 +87,21 @@ def test_the_threads_of_the_host_are_shared_out_unless_the_user_did(monkeypatch)
     cores = len(os.sched_getaffinity(0))
     monkeypatch.delenv('TF_NUM_INTRAOP_THREADS', raising=False)
     assert 'TF_NUM_INTRAOP_THREADS' not in local.environments([], 0, 1, 1)[0]
-    threads = {each['TF_NUM_INTRAOP_THREADS'] for each in two()}
+    threads = {each['TF_NUM_INTRAOP_THREADS'] for each in environments_of_two()}
     assert threads == {str(max(1, cores // 2))}
     monkeypatch.setenv('TF_NUM_INTRAOP_THREADS', '7')
-    assert two()[1]['TF_NUM_INTRAOP_THREADS'] == '7'
+    assert environments_of_two()[1]['TF_NUM_INTRAOP_THREADS'] == '7'
 
 
 def test_the_gpus_of_the_host_are_shared_out(monkeypatch):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,5,6,7,-1,2')
-    assert [each['CUDA_VISIBLE_DEVICES'] for each in two()] == ['4,5', '6,7']
+    assert [each['CUDA_VISIBLE_DEVICES'] for each in environments_of_two()] == ['4,5', '6,7']
     assert local.environments([], 0, 1, 1)[0]['CUDA_VISIBLE_DEVICES'] == '4,5,6,7,-1,2'
     with pytest.raises(ConfigError, match='5 workers need a GPU each, but there are 4: 4,5,6,7'):
         local.check_gpus(5)
     local.check_gpus(4)
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
-    assert {each['CUDA_VISIBLE_DEVICES'] for each in two()} == {'-1'}
+    assert {each['CUDA_VISIBLE_DEVICES'] for each in environments_of_two()} == {'-1'}
 
 
 def test_a_mistake_that_all_workers_make_is_their_exit_code_and_shown_once(tmp_path):
@@ -147,7 +147,7 @@ def test_two_workers_end_with_the_bits_of_two_replicas_of_one_process(tmp_path):
     assert not workers_of(tmp_path)
 
     # Kernels cut their work by the number of threads, and so do the bits.
-    threads = two()[0]['TF_NUM_INTRAOP_THREADS']
+    threads = environments_of_two()[0]['TF_NUM_INTRAOP_THREADS']
     one = [*flags, '--model_dir=one', '--mode=train']
     code, out, err = end(start('trainer', *one, cwd=tmp_path, TF_NUM_INTRAOP_THREADS=threads))
     assert code == 0, err
