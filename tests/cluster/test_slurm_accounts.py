@@ -62,6 +62,15 @@ def test_jobs_that_the_controller_has_forgotten_are_told_of_from_the_accounts(
     assert finished.state == 'finished'
 
 
+def test_logs_are_followed_until_a_job_that_is_cancelled_has_ended(cluster, tmp_path):
+    running = Running(cluster, stand_in_job(tmp_path, 'wait'))
+    running.until_told()
+    running.slurm.cancel(running.submitted)
+    said = ''.join(running.slurm.logs(running.submitted, follow=True))
+    assert said.count('has saved') == 2
+    assert running.state == 'cancelled'
+
+
 def test_a_job_that_never_was_is_no_job(cluster):
     with pytest.raises(ConfigError, match='There is no job slurm://testcluster/99999'):
         Slurm().status(Submitted('slurm://testcluster/99999'))
