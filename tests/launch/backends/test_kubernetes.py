@@ -91,7 +91,7 @@ JOBS = {
             flags=(f'--gin_bindings=X={HOSTILE}',),
             model_dir='/models/it\'s "100%" #1;$(x)',
             environment={'VALUE': HOSTILE},
-            directory='/work/$(x) y',
+            directory='/srv/$(x) y',
         ),
         OPTIONS,
     ),
