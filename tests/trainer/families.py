@@ -1,0 +1,52 @@
+"""A tiny run of every family of models, for tests that ask the same of all of them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from trainer.data.arrays import Arrays
+from trainer.data.batch import Data
+from trainer.models import cnn, mlp, resnet
+
+EXAMPLES, CLASSES = 48, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What `trainer.train` needs of it, small enough to be compiled in a few seconds.
+
+    Attributes:
+        model: as for `trainer.train`.
+        data: likewise, `EXAMPLES` examples.
+        loss: likewise.
+        more: further arguments of `trainer.train`.
+    """
+
+    model: Callable[[], keras.Model]
+    data: Data
+    loss: Callable = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    more: dict = dataclasses.field(default_factory=dict)
+
+
+def families() -> dict[str, Family]:
+    """Name -> a tiny run; models without what differs from replica to replica."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, CLASSES, EXAMPLES)
+    images = rng.normal(size=(EXAMPLES, 8, 8, 1)).astype(np.float32)
+    image_data = Data(Arrays({'image': images, 'label': label}))
+    return {
+        'cnn': Family(
+            functools.partial(cnn.cnn, CLASSES, filters=4, units=8, dropout=0.0, synchronized=True),
+            image_data,
+        ),
+        'resnet': Family(
+            functools.partial(
+                resnet.resnet, CLASSES, (8, 8, 1), filters=4, blocks=(1, 1), synchronized=True
+            ),
+            image_data,
+        ),
+        'mlp': Family(functools.partial(mlp.mlp, CLASSES, units=8, dropout=0.0), image_data),
+    }
