@@ -21,6 +21,7 @@ from trainer.data import (
     arrays,
     augment,
     augment_colour,
+    breast_cancer,
     digits,
     idx,
     image_folder,
@@ -44,7 +45,7 @@ from trainer.errors import ConfigError
 from trainer.evaluate import evaluate as _evaluate
 from trainer.export.saved_model import export as _export
 from trainer.meeting import meet as _meet
-from trainer.models import byte_lm, cnn, mlp, resnet
+from trainer.models import byte_lm, cnn, linear, mlp, resnet, wide_and_deep
 from trainer.prepare import splits as _splits
 from trainer.replay import Replay
 from trainer.replay import replay as _replay
@@ -74,6 +75,7 @@ _PARTS = (
     Divergence,
     array_record.array_record,
     arrays.npz,
+    breast_cancer.breast_cancer,
     digits.digits,
     idx.idx,
     prepared.prepared,
@@ -95,8 +97,10 @@ _PARTS = (
     augment.chain,
     byte_lm.byte_lm,
     cnn.cnn,
+    linear.linear,
     mlp.mlp,
     resnet.resnet,
+    wide_and_deep.wide_and_deep,
 )
 for _part in _PARTS:
     gin.register(_part, module='trainer')

@@ -9,7 +9,7 @@ import numpy as np
 
 from trainer.data.arrays import Arrays
 from trainer.data.batch import Data
-from trainer.models import cnn, mlp, resnet
+from trainer.models import cnn, linear, mlp, resnet, wide_and_deep
 
 EXAMPLES, CLASSES = 48, 4
 
@@ -37,6 +37,9 @@ def families() -> dict[str, Family]:
     label = rng.integers(0, CLASSES, EXAMPLES)
     images = rng.normal(size=(EXAMPLES, 8, 8, 1)).astype(np.float32)
     image_data = Data(Arrays({'image': images, 'label': label}))
+    crosses = np.eye(5, dtype=np.float32)[rng.integers(0, 5, EXAMPLES)]
+    rows = {'features': images[:, 0, :, 0], 'crosses': crosses, 'label': label}
+    wide_data = Data(Arrays(rows), inputs=('features', 'crosses'))
     return {
         'cnn': Family(
             functools.partial(cnn.cnn, CLASSES, filters=4, units=8, dropout=0.0, synchronized=True),
@@ -49,4 +52,9 @@ def families() -> dict[str, Family]:
             image_data,
         ),
         'mlp': Family(functools.partial(mlp.mlp, CLASSES, units=8, dropout=0.0), image_data),
+        'linear': Family(functools.partial(linear.linear, CLASSES, l2=0.01), image_data),
+        'wide_and_deep': Family(
+            functools.partial(wide_and_deep.wide_and_deep, CLASSES, units=(8, 4), dropout=0.0),
+            wide_data,
+        ),
     }

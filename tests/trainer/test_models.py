@@ -8,8 +8,10 @@ import pytest
 import tensorflow as tf
 
 from trainer.models.cnn import cnn
+from trainer.models.linear import linear
 from trainer.models.mlp import mlp
 from trainer.models.resnet import resnet
+from trainer.models.wide_and_deep import wide_and_deep
 from trainer.state import build_model
 
 SPEC = tf.TensorSpec([None, 8, 8, 3], tf.float32)
@@ -38,11 +40,23 @@ def mlp_size():
     return (8 * 8 * 3 * 6 + 6) + 2 * block + 2 * 6 + (6 * 10 + 10), 0
 
 
+def linear_size():
+    return 8 * 8 * 3 * 10 + 10, 0
+
+
+def wide_and_deep_size():
+    """All features to the logits, hidden layers of 6 and 5 units, and those to the logits."""
+    features = 8 * 8 * 3
+    return (features * 10 + 10) + (features * 6 + 6) + (6 * 5 + 5) + 5 * 10, 0
+
+
 MODELS = {
     'cnn': (functools.partial(cnn, 10, filters=5, units=6), cnn_size()),
     'cnn with input': (functools.partial(cnn, 10, (8, 8, 3), filters=5, units=6), cnn_size()),
     'resnet': (functools.partial(resnet, 10, (8, 8, 3), filters=4, blocks=(1, 1)), resnet_size()),
     'mlp': (functools.partial(mlp, 10, units=6, blocks=2), mlp_size()),
+    'linear': (functools.partial(linear, 10, l2=0.1), linear_size()),
+    'wide and deep': (functools.partial(wide_and_deep, 10, units=(6, 5)), wide_and_deep_size()),
 }
 
 
@@ -77,7 +91,7 @@ def test_logits_are_float32_in_any_precision_and_differ_with_the_image(case, pre
     assert (logits[0] != logits[1]).any()
 
 
-@pytest.mark.parametrize('name', ['cnn', 'mlp'])
+@pytest.mark.parametrize('name', ['cnn', 'mlp', 'wide and deep'])
 def test_dropout_is_there_in_training_alone(name):
     model, _ = build_model(MODELS[name][0], SPEC)
     image = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
@@ -86,7 +100,12 @@ def test_dropout_is_there_in_training_alone(name):
 
 
 def test_penalties_are_there_where_they_are_promised():
-    for maker in (functools.partial(cnn, 10, l2=0.5), functools.partial(resnet, 10, (8, 8, 3))):
+    for maker in (
+        functools.partial(cnn, 10, l2=0.5),
+        functools.partial(resnet, 10, (8, 8, 3)),
+        functools.partial(linear, 10, l2=0.5),
+        functools.partial(wide_and_deep, 10, l2=0.5),
+    ):
         model, _ = build_model(maker, SPEC)
         penalised = [v for v in model.trainable_variables if v.regularizer is not None]
         expected = sum(v.regularizer(v.value) for v in penalised)

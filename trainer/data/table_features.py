@@ -55,11 +55,12 @@ class TableFeatures(Adapted):
         if not source.files:
             return json.loads(learn())
         which = json.dumps([source.fingerprint, self._settings])
-        directory = kept.keep('table-features-2', source.files, build, which)
+        directory = kept.keep('table-features-3', source.files, build, which)
         return json.loads((directory / 'state.json').read_text(encoding='utf-8'))
 
     def with_state(self, state: dict[str, Any]) -> 'TableFeatures':
-        if state.get('settings') != self._settings:
+        # Checkpoints of older versions know no crosses apart.
+        if {'crosses_apart': False, **state.get('settings', {})} != self._settings:
             raise ConfigError(
                 f'The checkpoint was trained with the settings {state.get("settings")} of '
                 f'table_features, but now they are {self._settings}. Restore the ones it was '
@@ -72,10 +73,13 @@ class TableFeatures(Adapted):
         return list(self._lookups.values())
 
     def __call__(self, features: Features) -> Features:
-        """Returns `features`, float32 [B, width], and the indexed columns, int64 [B]."""
+        """Returns `features`, float32 [B, width], and what is kept apart from them.
+
+        That is the indexed columns, int64 [B], and `crosses`, float32 [B, places].
+        """
         self._check(features)
         known = {n: column for n, column in self.state['columns'].items() if n in features}
-        parts, indexed = [], {}
+        parts, apart = [], {}
         numbers = [name for name, column in known.items() if 'mean' in column]
         if numbers:
             parts += _scaled([features[n] for n in numbers], [known[n] for n in numbers])
@@ -84,19 +88,24 @@ class TableFeatures(Adapted):
                 continue
             index, size = self._index(name, features[name]), _num_indices(column)
             if name in self._settings['indexed']:
-                indexed[name] = index
+                apart[name] = index
             else:
                 # What training never saw has no weights of its own: its vector is zero.
                 first = 0 if column['others'] else 1
                 parts.append(tf.one_hot(index - first, size - first))
+        crosses = []
         for names in self._settings['crosses']:
             words = [self._word(name, features[name]) for name in names]
             # No text holds the separator but by ill will.
             buckets = tf.strings.to_hash_bucket_fast(
                 tf.strings.join(words, '\x1f'), self._settings['cross_buckets']
             )
-            parts.append(tf.one_hot(buckets, self._settings['cross_buckets']))
-        return {**({'features': tf.concat(parts, axis=1)} if parts else {}), **indexed}
+            crosses.append(tf.one_hot(buckets, self._settings['cross_buckets']))
+        if self._settings['crosses_apart']:
+            apart['crosses'] = tf.concat(crosses, axis=1)
+        else:
+            parts += crosses
+        return {**({'features': tf.concat(parts, axis=1)} if parts else {}), **apart}
 
     def _check(self, features: Features) -> None:
         """Raises ConfigError for columns unknown to the state, or used but withheld."""
@@ -150,6 +159,7 @@ def table_features(
     indexed: Sequence[str] = (),
     crosses: Sequence[Sequence[str]] = (),
     cross_buckets: int = 64,
+    crosses_apart: bool = False,
 ) -> TableFeatures:
     """Makes the features of a table: one vector for each row, all of whose numbers are of size 1.
 
@@ -171,6 +181,8 @@ def table_features(
             an embedding: int64, from 1 on; 0 is for all that have no number.
         crosses: pairs, or more, of columns whose combinations are categories as well.
         cross_buckets: for each cross, how many places its combinations share by their hashes.
+        crosses_apart: whether the crosses do not go into the vector but become a feature of their
+            own, `crosses`, for the wide part of a model: float32 [crosses * cross_buckets].
 
     Raises:
         ConfigError: a column is not there, or does not hold what it would have to.
@@ -204,6 +216,17 @@ def table_features(
     for setting, count in counts.items():
         if count < 2:
             raise ConfigError(f'table_features.{setting} is {count}; it must be 2 or more.')
+    if crosses_apart and not crosses:
+        raise ConfigError(
+            'table_features.crosses_apart is True, but there are no crosses. Name columns in '
+            'table_features.crosses.'
+        )
+    for name in ('features', *(['crosses'] if crosses_apart else ())):
+        if name in indexed:
+            raise ConfigError(
+                f'table_features.indexed names {name!r}, which is what the vector of '
+                f'{"crosses" if name == "crosses" else "all others"} is called. Rename the column.'
+            )
     settings = {
         'categories': list(categories),
         'max_categories': max_categories,
@@ -211,6 +234,7 @@ def table_features(
         'indexed': list(indexed),
         'crosses': [list(names) for names in crosses],
         'cross_buckets': cross_buckets,
+        'crosses_apart': crosses_apart,
     }
     return TableFeatures(settings, source)
 

@@ -76,6 +76,24 @@ def test_whole_numbers_may_be_categories_and_numbers_be_cut_into_intervals(sourc
     np.testing.assert_array_equal(one_hot, [[0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 0, 1]])
 
 
+def test_crosses_apart_are_a_feature_of_their_own(penguins):
+    options = {'crosses': [('island', 'sex')], 'cross_buckets': 16}
+    together = apply(table_features(penguins, **options), penguins)['features']
+    apart = apply(table_features(penguins, **options, crosses_apart=True), penguins)
+    assert set(apart) == {'features', 'crosses'}
+    np.testing.assert_array_equal(
+        np.concatenate([apart['features'], apart['crosses']], axis=1), together
+    )
+    with pytest.raises(ConfigError, match='there are no crosses'):
+        table_features(penguins, crosses_apart=True)
+
+
+def test_what_was_learnt_before_there_were_crosses_apart_still_holds(source):
+    state = table_features(source).state
+    old = {**state, 'settings': {k: v for k, v in state['settings'].items() if 'apart' not in k}}
+    assert table_features(source).with_state(old).state == old
+
+
 def test_a_cross_has_one_place_for_each_combination(penguins):
     preprocess = table_features(penguins, crosses=[('island', 'sex')], cross_buckets=1000)
     crossed = apply(preprocess, penguins)['features'][:, -1000:]
