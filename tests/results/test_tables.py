@@ -8,8 +8,6 @@ import pytest
 from trainer import gin_files, gin_setup
 from trainer.cluster import Cluster
 
-pytestmark = pytest.mark.slow
-
 SEEDS = range(10)  # Of initial weights and order, and of which rows are held out.
 MODELS = ('linear', 'mlp', 'wide_and_deep')
 # Of one seed alone: a row is 0.9 % of the 114.

@@ -4,7 +4,7 @@ Cheng et al., "Wide & Deep Learning for Recommender Systems" (https://arxiv.org/
 the wide part remembers combinations, the deep part generalises to those never seen.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import keras
 
@@ -53,6 +53,16 @@ class WideAndDeep(keras.Model):
         self.deep = keras.layers.Dense(num_classes, dtype='float32', use_bias=False)
         self.scale, self.offset = scale, offset
 
+    def build(self, input_shape):
+        """Checks what the inputs are called; the layers make their variables when first called.
+
+        Raises:
+            ConfigError: an input has another name, or there is none called 'features'.
+        """
+        if isinstance(input_shape, Mapping):
+            _check_names(input_shape)
+        super().build(input_shape)
+
     def call(self, inputs, training=False):
         """Maps features to logits [batch, num_classes].
 
@@ -83,17 +93,18 @@ def wide_and_deep(
 
 
 def _parts(inputs):
-    if not isinstance(inputs, Mapping):
-        return inputs, None
-    for name in inputs:
+    if isinstance(inputs, Mapping):
+        return inputs[FEATURES], inputs.get(CROSSES)
+    return inputs, None
+
+
+def _check_names(names: Collection[str]) -> None:
+    mend = "Set Data.inputs = ('features', 'crosses')."
+    for name in names:
         if name not in (FEATURES, CROSSES):
             raise ConfigError(
                 f'wide_and_deep takes the inputs {FEATURES!r} and {CROSSES!r}, not {name!r}.'
-                f"{nearest(name, (FEATURES, CROSSES))} Set Data.inputs = ('features', 'crosses')."
+                f'{nearest(name, (FEATURES, CROSSES))} {mend}'
             )
-    if FEATURES not in inputs:
-        raise ConfigError(
-            f"wide_and_deep lacks the input {FEATURES!r}. Set Data.inputs = ('features', "
-            "'crosses')."
-        )
-    return inputs[FEATURES], inputs.get(CROSSES)
+    if FEATURES not in names:
+        raise ConfigError(f'wide_and_deep lacks the input {FEATURES!r}. {mend}')
