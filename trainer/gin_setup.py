@@ -44,12 +44,14 @@ from trainer.divergence import Divergence
 from trainer.errors import ConfigError
 from trainer.evaluate import evaluate as _evaluate
 from trainer.export.saved_model import export as _export
+from trainer.groups import Group, layerwise_rates, no_decay
 from trainer.meeting import meet as _meet
 from trainer.models import byte_lm, cnn, linear, mlp, resnet, wide_and_deep
 from trainer.prepare import splits as _splits
 from trainer.replay import Replay
 from trainer.replay import replay as _replay
 from trainer.retention import Keep
+from trainer.schedule import Schedule, scaled_rate
 from trainer.strategy import build_strategy as _build_strategy
 from trainer.train import train as _train
 
@@ -73,6 +75,11 @@ _PARTS = (
     subset,
     Keep,
     Divergence,
+    Schedule,
+    scaled_rate,
+    Group,
+    no_decay,
+    layerwise_rates,
     array_record.array_record,
     arrays.npz,
     breast_cancer.breast_cancer,

@@ -185,7 +185,7 @@ def _reference_complaint(reference: Reference, hint: Any, target: Callable) -> s
             return f'is given uncalled, but {_shown(hint)} is wanted. Write {reference!r}()'
         return ''
     made = target if inspect.isclass(target) else _annotations(target).get('return')
-    if not inspect.isclass(made):
+    if not inspect.isclass(made) or typing.get_origin(made):
         return ''
     if arity(hint) == 0:
         wanted = [typing.get_args(m)[1] for m in members]

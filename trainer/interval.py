@@ -39,6 +39,27 @@ def parse_steps(value: int | str, steps_per_epoch: int | Fraction | None) -> int
     return count if unit == 'step' else math.ceil(count * _exact(steps_per_epoch))
 
 
+def parse_length(value: int | str, last_step: int, steps_per_epoch: int | Fraction | None) -> int:
+    """Returns the length of a part of a run in steps.
+
+    Args:
+        value: As for `parse_steps`, or a part of the run ('5%', '2.5%'), or 0.
+        last_step: The length of the whole run, in steps.
+        steps_per_epoch: From `epoch_steps`.
+
+    Raises:
+        ConfigError: The value is something else, or more than 100%.
+    """
+    if value == 0 and not isinstance(value, bool):
+        return 0
+    percent = isinstance(value, str) and re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*%\s*', value)
+    if not percent:
+        return parse_steps(value, steps_per_epoch)
+    if Fraction(percent[1]) > 100:
+        raise ConfigError(f'{value!r} is more than the whole run. Give at most 100%.')
+    return round(Fraction(percent[1]) * last_step / 100)
+
+
 class Every:
     """Tells when a periodic action is due.
 

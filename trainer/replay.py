@@ -9,13 +9,14 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from trainer import proof
+from trainer import proof, schedule
 from trainer.checkpoint import CheckpointDamaged, Checkpoints, check_unchanged, state_sha256
 from trainer.data.batch import Data, batch_spec, learnt
 from trainer.data.pipeline import train_batches
 from trainer.debugger import in_debugger
 from trainer.divergence import LeftOut
 from trainer.errors import ConfigError
+from trainer.groups import Group
 from trainer.interval import epoch_steps, parse_steps
 from trainer.model_dir import ModelDir
 from trainer.numerics import Finding, Operation, Watch, some
@@ -116,6 +117,7 @@ def replay(
     steps: int | str,
     batch_size: int,
     metrics: Sequence[keras.metrics.Metric] = (),
+    groups: Sequence[Group | Sequence[Group]] = (),
     seed: int = 0,
     precision: str = 'float32',
     accumulate: int = 1,
@@ -135,7 +137,7 @@ def replay(
         strategy: where; with as many replicas as the run had, or the bits differ.
         model_dir: of the run.
         step: which one, from 1 to the length of the run.
-        model, optimizer, loss, train_data, steps, batch_size, metrics, seed, precision,
+        model, optimizer, loss, train_data, steps, batch_size, metrics, groups, seed, precision,
             accumulate, jit_compile, allow_changes: what `trainer.train` was given.
         oldest: no checkpoint of an earlier step will do, as the run was another one then.
         debug: whether the eager step runs under pdb, with a breakpoint in the model's `call`.
@@ -148,7 +150,8 @@ def replay(
     """
     check_loss(loss)
     check_batch_size(batch_size, strategy.num_replicas_in_sync, accumulate)
-    last_step = parse_steps(steps, epoch_steps(train_data.source.num_examples, batch_size))
+    steps_per_epoch = epoch_steps(train_data.source.num_examples, batch_size)
+    last_step = parse_steps(steps, steps_per_epoch)
     if isinstance(step, bool) or not isinstance(step, int) or not 1 <= step <= last_step:
         raise ConfigError(
             f'There is no step {step!r} to replay: the steps of this run are 1 to {last_step}.'
@@ -162,7 +165,10 @@ def replay(
     checkpoints = Checkpoints(ModelDir(model_dir).checkpoints, writer=False)
     train_data = learnt(train_data, checkpoints.newest_manifest().get('preprocess'))
     spec = batch_spec(train_data)['inputs']
-    state = build_state(strategy, model, optimizer, spec, seed=seed, precision=precision)
+    state = build_state(
+        strategy, model, optimizer, spec, groups=groups, seed=seed, precision=precision
+    )
+    schedule.bind(state.optimizers, last_step, steps_per_epoch)
     start, tensors, manifest = _nearest(checkpoints, step, oldest)
     if start:
         check_unchanged(manifest, identity, allow_changes)

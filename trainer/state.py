@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.errors import ConfigError, nearest
+from trainer.groups import REST, Group, GroupedOptimizer, assign, flat
 
 PRECISIONS = {'float32': 'float32', 'bfloat16': 'mixed_bfloat16', 'float16': 'mixed_float16'}
 INITIAL_LOSS_SCALE = 2.0**15
@@ -25,7 +26,9 @@ class State:
 
     Attributes:
         model: the built `keras.Model`.
-        optimizer: the built `keras.optimizers.Optimizer`, or None where nothing is trained.
+        optimizer: the built `keras.optimizers.Optimizer`, a `GroupedOptimizer` where there are
+            groups, or None where nothing is trained.
+        groups: the group of each of `model.trainable_variables`.
         output_spec: spec of the model's outputs for a batch of unknown size.
         step: int64 scalar, the number of steps taken, skipped ones included.
         skipped: int64 scalar, the number of steps skipped because they were not finite.
@@ -37,9 +40,18 @@ class State:
         variables: path -> `tf.Variable`, in path order; the whole state.
     """
 
-    def __init__(self, model, optimizer, output_spec, *, scales_loss: bool = False):
+    def __init__(
+        self,
+        model,
+        optimizer,
+        output_spec,
+        *,
+        groups: Mapping[str, Group] | None = None,
+        scales_loss: bool = False,
+    ):
         self.scales_loss = scales_loss
         self.model, self.optimizer, self.output_spec = model, optimizer, output_spec
+        self.groups = [(groups or {}).get(v.path, REST) for v in model.trainable_variables]
         self.moving, self.seeds = [], []
         for variable in model.non_trainable_variables:
             is_seed = variable.path.endswith('seed_generator_state')
@@ -51,11 +63,17 @@ class State:
         self.variables = self._name_variables()
 
     def _name_variables(self) -> dict[str, tf.Variable]:
-        named = [(v.path, v.value) for v in self.model.trainable_variables + self.moving]
+        # In the model's order, which is the same whatever is frozen.
+        kept = {id(v) for v in self.model.trainable_variables + self.moving}
+        named = [(v.path, v.value) for v in self.model.variables if id(v) in kept]
         if self.optimizer is not None:
             # The configuration says what the learning rate is; a checkpoint must not overrule it.
-            constant = getattr(self.optimizer, '_learning_rate', None)
-            named += [(v.path, v.value) for v in self.optimizer.variables if v is not constant]
+            constants = [getattr(one, '_learning_rate', None) for one in self.optimizers]
+            named += [
+                (v.path, v.value)
+                for v in self.optimizer.variables
+                if not any(v is constant for constant in constants)
+            ]
             named += [
                 ('phalanx/step', self.step),
                 ('phalanx/skipped', self.skipped),
@@ -136,16 +154,25 @@ class State:
             variable.assign(tensors[path])
 
     @property
+    def optimizers(self) -> list[keras.optimizers.Optimizer]:
+        """The optimizers of Keras: the run's own first, then those of groups."""
+        if isinstance(self.optimizer, GroupedOptimizer):
+            return [share.optimizer for share in self.optimizer.shares]
+        return [] if self.optimizer is None else [self.optimizer]
+
+    @property
     def num_parameters(self) -> int:
         """The number of trainable scalars."""
         return sum(int(np.prod(v.shape)) for v in self.model.trainable_variables)
 
     def scalars(self) -> dict[str, float]:
-        """Returns the rate that the next update would use, and how many steps were skipped."""
-        return {
-            'learning_rate': float(keras.ops.convert_to_numpy(self.optimizer.learning_rate)),
-            'skipped_steps': int(self.skipped.numpy()),
-        }
+        """Returns the rate that the next update would use, and how many steps were skipped.
+
+        The rate is that of the run's own optimizer; one of a group is named after it.
+        """
+        names = ['learning_rate'] + [f'learning_rate/{o.name}' for o in self.optimizers[1:]]
+        rates = [float(keras.ops.convert_to_numpy(o.learning_rate)) for o in self.optimizers]
+        return {**dict(zip(names, rates, strict=True)), 'skipped_steps': int(self.skipped.numpy())}
 
     def weights(self) -> dict[str, np.ndarray]:
         """Returns the trainable variables by path."""
@@ -242,6 +269,7 @@ def build_state(
     optimizer: Callable[[], keras.optimizers.Optimizer] | None,
     inputs_spec,
     *,
+    groups: Sequence[Group | Sequence[Group]] = (),
     seed: int = 0,
     precision: str = 'float32',
 ) -> State:
@@ -255,6 +283,7 @@ def build_state(
         model: see `build_model`.
         optimizer: a function or class that returns a Keras optimizer; None to evaluate only.
         inputs_spec: see `build_model`.
+        groups: variables that are trained in another way than the rest.
         seed: makes the initial weights.
         precision: see `build_model`.
 
@@ -262,19 +291,23 @@ def build_state(
         The state at step 0.
 
     Raises:
-        ConfigError: see `build_model`; or an optimizer that does by itself what the step does.
+        ConfigError: see `build_model`; an optimizer that does by itself what the step does; a
+            group that matches nothing.
     """
     built, output_spec = build_model(
         model, inputs_spec, precision=precision, seed=seed, strategy=strategy
     )
     with strategy.scope():
-        made = None
+        made, by_path = None, None
         if optimizer is not None:
-            example = 'OPTIMIZER = @keras.optimizers.Adam'
-            made = _make(optimizer, keras.optimizers.Optimizer, 'optimizer', example)
-            _check_optimizer(made)
-            made.build(built.trainable_variables)
-        return State(built, made, output_spec, scales_loss=precision == 'float16')
+            groups = flat(groups)
+            by_path = assign(groups, built) if groups else None
+            made = _make_optimizer(optimizer)
+            if by_path:
+                made = GroupedOptimizer(made, built.trainable_variables, by_path, _make_optimizer)
+            else:
+                made.build(built.trainable_variables)
+        return State(built, made, output_spec, groups=by_path, scales_loss=precision == 'float16')
 
 
 def _make(maker, kind: type, what: str, example: str):
@@ -300,7 +333,9 @@ def _make(maker, kind: type, what: str, example: str):
     return made
 
 
-def _check_optimizer(made: keras.optimizers.Optimizer) -> None:
+def _make_optimizer(maker: Callable) -> keras.optimizers.Optimizer:
+    example = 'OPTIMIZER = @keras.optimizers.Adam'
+    made = _make(maker, keras.optimizers.Optimizer, 'optimizer', example)
     if isinstance(made, keras.optimizers.LossScaleOptimizer):
         raise ConfigError(
             'LossScaleOptimizer decides on the gradients of one replica. Give the optimizer it '
@@ -309,7 +344,7 @@ def _check_optimizer(made: keras.optimizers.Optimizer) -> None:
     if isinstance(made, getattr(keras.optimizers, 'MultiOptimizer', ())):
         raise ConfigError(
             'MultiOptimizer has several learning rates and counters, which Phalanx cannot log and '
-            'reduce as one. Give one optimizer.'
+            'reduce as one. Give one optimizer, and other ones to groups: Group.optimizer.'
         )
     if made.gradient_accumulation_steps:
         raise ConfigError(
@@ -321,3 +356,4 @@ def _check_optimizer(made: keras.optimizers.Optimizer) -> None:
             f'ema_overwrite_frequency = {made.ema_overwrite_frequency} of the optimizer does not '
             'work under tf.distribute. Leave it None.'
         )
+    return made

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from trainer import version
+from trainer import schedule, version
 from trainer.agreement import Agreement
 from trainer.checkpoint import Checkpoints, Keep, check_unchanged, state_sha256
 from trainer.cluster import Cluster
@@ -24,6 +24,7 @@ from trainer.data.workers import DataWorkers
 from trainer.divergence import BadSteps, Divergence, LeftOut
 from trainer.errors import Diverged, Preempted
 from trainer.evaluate import Evaluation
+from trainer.groups import Group
 from trainer.interval import Every, epoch_steps, parse_steps
 from trainer.model_dir import ModelDir
 from trainer.observe import phases
@@ -77,6 +78,7 @@ def train(
     steps: int | str,
     batch_size: int,
     metrics: Sequence[keras.metrics.Metric] = (),
+    groups: Sequence[Group | Sequence[Group]] = (),
     eval_data: Data | None = None,
     seed: int = 0,
     precision: str = 'float32',
@@ -111,6 +113,8 @@ def train(
         steps: length of the whole run, in steps or as '12 epochs'.
         batch_size: global batch size, over all replicas of all workers.
         metrics: Keras metrics, of training and evaluation.
+        groups: variables that are trained in another way than the rest; the first group that
+            matches a variable decides.
         eval_data: what is evaluated, at `eval_every` and at the end; None evaluates nothing.
         seed: of initial weights, sample order, augmentation and dropout.
         precision: 'float32', 'bfloat16', or 'float16' with a dynamic loss scale.
@@ -192,9 +196,11 @@ def train(
             model,
             optimizer,
             batch_spec(train_data)['inputs'],
+            groups=groups,
             seed=seed,
             precision=precision,
         )
+        schedule.bind(state.optimizers, last_step, steps_per_epoch)
         num_classes = check_labels(train_data, loss, state.output_spec)
         check_keep(keep, metrics, eval_data is not None)
         if jit_compile:

@@ -10,12 +10,16 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from trainer.groups import GroupedOptimizer, Share
+
 # On a CPU a kernel's threads take longer to start than so few elements take to update.
 FEWEST_ELEMENTS = 16_384
 
 
-def prepare(optimizer: keras.optimizers.Optimizer) -> None:
+def prepare(optimizer: keras.optimizers.Optimizer | GroupedOptimizer) -> None:
     """Lets an optimizer take reduced gradients, and update large variables with fused kernels.
+
+    The rates of groups, and whether weight decay applies to them, are put in force here.
 
     There is a kernel for Adam, AdamW (whose decay stays Keras's) and SGD, with or without
     momentum; not for a subclass with an `update_step` of its own.
@@ -23,6 +27,15 @@ def prepare(optimizer: keras.optimizers.Optimizer) -> None:
     Args:
         optimizer: changed in place; its variables and its configuration stay what they are.
     """
+    if isinstance(optimizer, GroupedOptimizer):
+        for share in optimizer.shares:
+            _prepare(share.optimizer)
+            _tell_apart(share)
+    else:
+        _prepare(optimizer)
+
+
+def _prepare(optimizer: keras.optimizers.Optimizer) -> None:
     # Its own reduction, which would follow its clipping, is made the identity.
     optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
     update_step, fused = optimizer.update_step, None
@@ -43,12 +56,50 @@ def prepare(optimizer: keras.optimizers.Optimizer) -> None:
     optimizer.update_step = update
 
 
+def _tell_apart(share: Share) -> None:
+    """Makes an optimizer update and decay each variable as its group says."""
+    optimizer, rates = share.optimizer, [group.rate for group in share.groups]
+    update_step, decay = optimizer.update_step, optimizer._apply_weight_decay
+    current_rate, factor = optimizer._get_current_learning_rate, 1.0
+    decayed = [
+        rate if group.decays(variable.path) else 0.0
+        for rate, group, variable in zip(rates, share.groups, share.variables, strict=True)
+    ]
+
+    def update(gradient, variable, learning_rate):
+        rate = rates[optimizer._get_variable_index(variable)]
+        if rate != 1:
+            learning_rate = learning_rate * tf.cast(rate, learning_rate.dtype)
+        return update_step(gradient, variable, learning_rate)
+
+    def apply_weight_decay(variables):
+        nonlocal factor
+        for factor in dict.fromkeys(decayed):
+            alike = [v for v in variables if decayed[optimizer._get_variable_index(v)] == factor]
+            if alike and factor:
+                decay(alike)  # By a product with the rate, which it asks the optimizer for.
+        factor = 1.0
+
+    def learning_rate():
+        return current_rate() if factor == 1 else keras.ops.multiply(current_rate(), factor)
+
+    if set(rates) != {1.0}:
+        optimizer.update_step = update
+    if set(decayed) != {1.0}:
+        optimizer._apply_weight_decay = apply_weight_decay
+        optimizer._get_current_learning_rate = learning_rate
+
+
 def apply(
-    optimizer: keras.optimizers.Optimizer,
+    optimizer: keras.optimizers.Optimizer | GroupedOptimizer,
     gradients: Sequence[tf.Tensor],
     variables: Sequence[keras.Variable],
 ) -> None:
     """Takes one step of the optimizer, in replica context, with gradients equal on all replicas."""
+    if isinstance(optimizer, GroupedOptimizer):
+        for one, its_gradients, its_variables in optimizer.split(gradients, variables):
+            apply(one, its_gradients, its_variables)
+        return
     # Optimizers read their counter and their rate anew for every variable. Given as tensors, what
     # follows from them (Adam's bias corrections) is computed once for all variables.
     scalars = [optimizer.iterations, optimizer.learning_rate]

@@ -186,7 +186,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_message_and_what_was_saved_i
     monkeypatch.setattr('trainer.checkpoint.RETRY_SECONDS', (0.01, 0.01))
     flags = [
         '--gin.STEPS=120', '--gin.train.save_every=2', '--gin.train.log_every=2',
-        '--gin.Keep.last=1000', '--gin.WARMUP_STEPS=2',
+        '--gin.Keep.last=1000', '--gin.WARMUP=2',
     ]  # fmt: skip
     model_dir = small_disk / 'run'
     capsys.readouterr()

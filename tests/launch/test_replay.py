@@ -94,7 +94,7 @@ def test_a_step_of_two_workers_has_the_same_bits_in_one_process_even_while_they_
     code, _, err = end(start(*command, cwd=tmp_path))
     assert code == 0, err
     # It goes on for long, with another learning rate.
-    changes = ['--gin.STEPS=1000000', '--gin.DECAY_STEPS=100', '--gin.LEARNING_RATE=0.1']
+    changes = ['--gin.STEPS=1000000', '--gin.WARMUP=100', '--gin.LEARNING_RATE=0.01']
     running = start(*command, *changes, '--gin.train.save_every="1 seconds"', cwd=tmp_path)
     try:
         while not (later := sorted(run.glob('checkpoints/step-*/manifest.json'))[2:]):

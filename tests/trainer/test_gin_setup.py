@@ -115,9 +115,9 @@ def extension(tmp_path, monkeypatch):
             'Write it without quotes: 0.1',
         ),
         (
-            "STEPS = '2 epochs'",
-            "the command line: STEPS = '2 epochs', for CosineDecay.decay_steps, is of type str, "
-            'but a number is wanted.',
+            "LEARNING_RATE = '0.1'",
+            "the command line: LEARNING_RATE = '0.1', for Schedule.peak, is of type str, but float "
+            'is wanted. Write it without quotes: 0.1',
         ),
         (
             'INPUT_SHAPE = [8, 8, 1]',

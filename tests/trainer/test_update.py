@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.update import FEWEST_ELEMENTS, prepare
+from trainer.groups import Group, GroupedOptimizer
+from trainer.update import FEWEST_ELEMENTS, apply, prepare
 
 Adam, SGD = keras.optimizers.Adam, keras.optimizers.SGD
 LARGE = (FEWEST_ELEMENTS // 64, 64)
@@ -72,3 +73,45 @@ def test_an_optimizer_without_a_kernel_is_left_as_it_is(make):
 
 def test_a_small_variable_is_left_to_keras():
     assert not after_steps(Adam, fused=True, shape=(8, 8))[1]
+
+
+def values_in_groups(make, groups):
+    """Two variables after some steps."""
+    rng = np.random.default_rng(0)
+    shapes = {'large': LARGE, 'small': (8, 8)}
+    variables = [
+        keras.Variable(rng.normal(size=shape).astype(np.float32), name=name)
+        for name, shape in shapes.items()
+    ]
+    optimizer = GroupedOptimizer(
+        make(), variables, {v.path: group for v, group in zip(variables, groups, strict=True)}, None
+    )
+    prepare(optimizer)
+
+    @tf.function
+    def step(*gradients):
+        apply(optimizer, gradients, variables)
+
+    for _ in range(3):
+        step(*(tf.constant(rng.normal(size=shape).astype(np.float32)) for shape in shapes.values()))
+    return [v.numpy() for v in variables]
+
+
+@pytest.mark.parametrize(
+    ('make', 'rate'),
+    [
+        (functools.partial(SGD, momentum=0.9, weight_decay=0.2), 0.1),
+        (functools.partial(keras.optimizers.AdamW, weight_decay=0.2), 0.1),
+        (functools.partial(keras.optimizers.Nadam, global_clipnorm=1.0), 0.1),
+        (functools.partial(keras.optimizers.Lamb, weight_decay=0.2), 0.1),
+        (functools.partial(keras.optimizers.Muon, weight_decay=0.2, adam_weight_decay=0.1), 0.1),
+    ],
+)
+def test_the_rate_of_a_group_is_a_factor_on_that_of_any_optimizer(make, rate):
+    groups = [Group('*', rate=0.25), Group('*')]
+    large, small = values_in_groups(functools.partial(make, rate), groups)
+    whole, quarter = Group('*'), functools.partial(make, rate / 4)
+    expected, _ = values_in_groups(quarter, [whole, whole])
+    np.testing.assert_allclose(large, expected, rtol=1e-4, atol=1e-5)
+    _, expected = values_in_groups(functools.partial(make, rate), [whole, whole])
+    np.testing.assert_array_equal(small, expected)

@@ -68,6 +68,7 @@ class Training:
         *,
         loss=LOSS,
         metrics=(),
+        groups=(),
         batch_size=BATCH,
         precision='float32',
         seed=0,
@@ -77,7 +78,13 @@ class Training:
         self.data = data or make_data()
         spec = batch_spec(self.data)['inputs']
         self.state = build_state(
-            strategy, model, optimizer or sgd(), spec, seed=seed, precision=precision
+            strategy,
+            model,
+            optimizer or sgd(),
+            spec,
+            groups=groups,
+            seed=seed,
+            precision=precision,
         )
         self.step = TrainStep(strategy, self.state, loss, metrics, seed=seed, **options)
         self.start_at(0)
