@@ -75,10 +75,12 @@ class _Share:
         )
         data = gin_setup.parameter('train.train_data')
         steps_per_epoch = epoch_steps(data.source.num_examples, self.batch_size)
+        shards = gin_setup.parameter('train.canonical_shards')
         self.arguments = {
             'batch_size': self.batch_size // self.replicas,
             'steps': parse_steps(gin_setup.parameter('train.steps'), steps_per_epoch),
             'train_data': data,  # Not to be read twice.
+            'canonical_shards': shards and shards // self.replicas,
         }
 
 

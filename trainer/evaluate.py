@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -16,11 +16,12 @@ from trainer.data.pipeline import eval_batches
 from trainer.data.workers import DataWorkers
 from trainer.errors import ConfigError
 from trainer.model_dir import ModelDir
+from trainer.objective import Objective
 from trainer.observe import phases
 from trainer.observe.tensorboard import TensorBoard
 from trainer.preflight import check_labels
 from trainer.state import State, build_state
-from trainer.sums import MetricSums, first_replica, hide, per_example_loss, weigh
+from trainer.sums import Metrics, MetricSums, first_replica, hide, weigh
 
 _STEPS_PER_CALL = 100
 _POLL_SECONDS = 2.0
@@ -32,25 +33,29 @@ class EvalStep:
     Args:
         strategy: the strategy `state` was built under.
         state: the model that is evaluated; nothing is changed.
-        loss, metrics: as for `TrainStep`.
+        objective, metrics: as for `TrainStep`.
     """
 
     def __init__(
         self,
         strategy: tf.distribute.Strategy,
         state: State,
-        loss: Callable,
-        metrics: Sequence[keras.metrics.Metric] = (),
+        objective: Objective,
+        metrics: Metrics = (),
     ):
-        self._strategy, self._state, self._loss = strategy, state, loss
+        self._strategy, self._state, self._objective = strategy, state, objective
         self._metrics = MetricSums(metrics)
 
     def results(self, sums: tf.Tensor) -> dict[str, float]:
         """Turns what `run` returned, summed over calls, into the loss and the metrics."""
-        loss, weight, penalty, batches, _ = (float(v) for v in sums[:5])
+        penalty, batches, _ = (float(v) for v in sums[:3])
+        named = len(self._objective.names)
+        totals, weights = (np.array(v) for v in (sums[3 : 3 + named], sums[3 + named :][:named]))
+        losses = totals / np.maximum(weights, 1e-30)
         return {
-            'loss': loss / max(weight, 1e-30) + penalty / max(batches, 1.0),
-            **self._metrics.results(sums[5:]),
+            'loss': float(losses.sum()) + penalty / max(batches, 1.0),
+            **self._objective.results(losses),
+            **self._metrics.results(sums[3 + 2 * named :]),
         }
 
     @tf.function(reduce_retracing=True)
@@ -58,10 +63,11 @@ class EvalStep:
         """Evaluates `num_steps` global batches.
 
         Returns:
-            float64 sums, equal on all workers: loss, weight, penalties, batches, examples (those
-            that are not padding), and the variables of the metrics.
+            float64 sums, equal on all workers: penalties, batches, examples (those that are not
+            padding), each loss, the weight of each loss, and the variables of the metrics.
         """
-        sums = tf.zeros([5 + sum(self._metrics.sizes)], tf.float64)
+        named = len(self._objective.names)
+        sums = tf.zeros([3 + 2 * named + sum(self._metrics.sizes)], tf.float64)
         for _ in tf.range(num_steps):
             out = self._strategy.run(self._replica, args=(next(iterator),))
             sums += tf.cast(first_replica(self._strategy, out), tf.float64)
@@ -74,14 +80,17 @@ class EvalStep:
             [tf.convert_to_tensor(v.value) for v in variables]
             for variables in (state.model.trainable_variables, state.moving, state.seeds)
         )
-        outputs, _, penalties = state.call(*values, batch['inputs'], training=False)
-        losses, mask = per_example_loss(self._loss, batch['labels'], outputs)
-        loss, weight = weigh(losses, batch['weights'], mask)
+        inputs = {name: batch[name] for name in batch if name != 'ids'}
+        found, _, penalties = state.call(
+            lambda: self._objective(state.model, inputs, training=False), *values
+        )
+        weighed = [weigh(values, batch['weights'], mask) for values, mask in found.losses.values()]
+        losses, weights = zip(*weighed, strict=True)
         share = 1.0 / self._strategy.num_replicas_in_sync
         penalty = tf.add_n([tf.zeros([]), *[tf.cast(p, tf.float32) for p in penalties]]) * share
         examples = tf.reduce_sum(tf.cast(batch['ids'] != PADDING, tf.float32))
-        metrics = self._metrics.increments(batch['labels'], outputs, batch['weights'])
-        sums = [tf.stack([loss, weight, penalty, share, examples]), *metrics]
+        metrics = self._metrics.increments(batch.get('labels'), found.outputs, batch['weights'])
+        sums = [tf.stack([penalty, share, examples, *losses, *weights]), *metrics]
         return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.concat(sums, 0))
 
 
@@ -91,7 +100,7 @@ class Evaluation:
     Args:
         strategy: the strategy `state` was built under; all workers call together.
         state: the model.
-        loss, metrics: as for `trainer.train`.
+        objective, metrics: as for `TrainStep`.
         data: what is evaluated.
         global_batch_size: examples per step over all replicas.
         data_workers: who makes the batches; None makes them here.
@@ -101,16 +110,17 @@ class Evaluation:
         self,
         strategy: tf.distribute.Strategy,
         state: State,
-        loss: Callable,
-        metrics: Sequence[keras.metrics.Metric],
+        objective: Objective,
+        metrics: Metrics,
         data: Data,
         global_batch_size: int,
         data_workers: DataWorkers | None = None,
     ):
-        self._num_classes = check_labels(data, loss, state.output_spec)
+        self._num_classes = check_labels(data, objective.loss, state.output_spec)
         self._strategy, self._data, self._batch_size = strategy, data, global_batch_size
+        self._objective = objective
         self._data_workers = data_workers
-        self._step = EvalStep(strategy, state, loss, metrics)
+        self._step = EvalStep(strategy, state, objective, metrics)
         self._batches: tuple[Iterator, int] | None = None  # at the beginning of a pass
 
     def __call__(self, max_steps: int | None = None) -> dict[str, float]:
@@ -138,9 +148,10 @@ class Evaluation:
         if last == num_steps:
             # New ones would leave memory behind: what of them calls Python is never freed.
             self._batches = batches
-        if not total[1]:
+        named = len(self._objective.names)
+        if not any(total[3 + named : 3 + 2 * named]):
             raise ConfigError('The examples of the evaluation weigh nothing at all.')
-        seen, expected = int(total[4]), self._data.source.num_examples
+        seen, expected = int(total[2]), self._data.source.num_examples
         if max_steps is None and seen != expected:
             raise RuntimeError(f'Evaluation saw {seen} examples of {expected}.')
         return self._step.results(total)
@@ -156,10 +167,10 @@ def evaluate(
     strategy: tf.distribute.Strategy,
     model_dir: str,
     model: Callable[[], keras.Model],
-    loss: Callable,
+    loss: Callable | Mapping[str, Callable],
     eval_data: Data,
     batch_size: int,
-    metrics: Sequence[keras.metrics.Metric] = (),
+    metrics: Metrics = (),
     precision: str = 'float32',
     step: int | None = None,
     follow: bool = False,
@@ -184,10 +195,13 @@ def evaluate(
     Raises:
         ConfigError: there is no such checkpoint, or it is of another model.
     """
+    objective = Objective(loss)
     checkpoints = Checkpoints(ModelDir(model_dir).checkpoints, writer=False)
     eval_data = learnt(eval_data, checkpoints.newest_manifest().get('preprocess'))
     state = build_state(strategy, model, None, batch_spec(eval_data)['inputs'], precision=precision)
-    evaluation = Evaluation(strategy, state, loss, metrics, eval_data, batch_size)
+    share = batch_size // strategy.num_replicas_in_sync
+    objective.find_names(strategy, state, batch_spec(eval_data, share))
+    evaluation = Evaluation(strategy, state, objective, metrics, eval_data, batch_size)
     if not follow:
         step, _ = _restore(state, checkpoints, step)
         return _evaluated(evaluation, step)

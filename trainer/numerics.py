@@ -83,11 +83,12 @@ class Watch:
 
     def replica(self, index: int, ids: np.ndarray) -> None:
         """Says which replica this thread now works for, and on which records, int64 [rows]."""
-        self._here.index, self._here.all, self._here.stack = index, ids, []
+        self._here.index, self._here.all, self._here.stack, self._here.parts = index, ids, [], 0
 
-    def part(self, index: int, count: int) -> None:
-        """Says which of `count` micro-batches of the replica's batch comes now."""
-        self._here.ids = self._here.all.reshape(count, -1)[index]
+    def next_part(self, count: int) -> None:
+        """Says that the next of `count` parts of the replica's batch comes now."""
+        self._here.ids = self._here.all.reshape(count, -1)[self._here.parts]
+        self._here.parts += 1
 
     def batch(self, batch: dict) -> None:
         """Looks at what a replica is given, a dict of 'inputs', 'labels' and so on."""
@@ -112,10 +113,10 @@ class Watch:
         """Returns a loss function that does the same and is looked at."""
 
         @functools.wraps(function)
-        def watched(labels, outputs):
+        def watched(*args):
             self._stack.append('')
             try:
-                losses = function(labels, outputs)
+                losses = function(*args)
             finally:
                 self._stack.pop()
             self._look(losses, 'the loss function')

@@ -1,6 +1,7 @@
 """Checks that model, loss and data fit together, made before anything expensive."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import tensorflow as tf
@@ -8,7 +9,6 @@ import tensorflow as tf
 from trainer.data.batch import Data, batch_spec
 from trainer.errors import ConfigError, nearest
 from trainer.retention import Keep
-from trainer.sums import MetricSums
 
 
 def check_batch_size(batch_size: int, num_replicas: int, accumulate: int = 1) -> None:
@@ -59,20 +59,24 @@ def _shown(spec) -> str:
     return f'{spec.dtype.name}{list(spec.shape[1:])}'
 
 
-def check_loss(loss: Callable) -> None:
-    """Raises ConfigError for a Keras loss that was given uncalled."""
-    if isinstance(loss, type):
-        home = 'keras.losses.' if loss.__module__.startswith('keras.') else ''
-        raise ConfigError(
-            f'The loss is the class {loss.__name__}; give an instance. In gin, write it called: '
-            f'LOSS = @{home}{loss.__name__}().'
-        )
+def check_layers(
+    model: keras.Model, num_replicas: int, *, jit_compile: bool, canonical: int | None
+) -> None:
+    """Raises ConfigError if a layer adds up over replicas where that cannot be.
 
-
-def check_jit(model: keras.Model, num_replicas: int) -> None:
-    """Raises ConfigError if a layer would add up over replicas within what XLA compiles."""
+    Args:
+        model: what is trained.
+        num_replicas: over all workers.
+        jit_compile, canonical: `jit_compile` and `canonical_shards` of `trainer.train`.
+    """
     layers = [layer for layer in model._flatten_layers() if getattr(layer, 'synchronized', False)]
-    if layers and num_replicas > 1:
+    if layers and canonical:
+        raise ConfigError(
+            f'train.canonical_shards does not go with the layer {layers[0].name!r}, which is '
+            'synchronized: shards are computed one after the other. Set synchronized=False in the '
+            'layer, which then takes the statistics of a shard, or use another normalisation.'
+        )
+    if layers and jit_compile and num_replicas > 1:
         raise ConfigError(
             f'train.jit_compile does not go with the layer {layers[0].name!r}, which is '
             'synchronized: XLA cannot compile what reduces over replicas. Set '
@@ -80,13 +84,21 @@ def check_jit(model: keras.Model, num_replicas: int) -> None:
         )
 
 
-def check_keep(keep: Keep, metrics: Sequence[keras.metrics.Metric], evaluates: bool) -> None:
+def measured(names: Sequence[str], evaluates: bool) -> list[str]:
+    """Returns 'train/loss', 'eval/loss', ... for all that a run measures.
+
+    Args:
+        names: of losses and metrics.
+        evaluates: whether it has data for evaluation.
+    """
+    found = [f'train/{name}' for name in (*names, 'gradient_norm')]
+    return found + [f'eval/{name}' for name in names if evaluates]
+
+
+def check_keep(keep: Keep, measured: Sequence[str]) -> None:
     """Raises ConfigError if the best checkpoints are wanted by what this run never measures."""
     if not keep.best:
         return
-    names = ['loss', *MetricSums(metrics).names]
-    measured = [f'train/{name}' for name in (*names, 'gradient_norm')]
-    measured += [f'eval/{name}' for name in names if evaluates]
     if keep.metric not in measured:
         raise ConfigError(
             f'Keep.best = {keep.best} goes by Keep.metric = {keep.metric!r}, which this run does '
@@ -94,21 +106,27 @@ def check_keep(keep: Keep, metrics: Sequence[keras.metrics.Metric], evaluates: b
         )
 
 
-def check_labels(data: Data, loss: Callable, output_spec) -> int | None:
+def check_labels(data: Data, loss: Callable | Mapping[str, Callable], output_spec) -> int | None:
     """Raises ConfigError if class labels lie outside the classes that the model tells apart.
 
-    On a GPU such a label makes the loss NaN without a word. Only sparse cross-entropies on a
-    single output are looked at.
+    On a GPU such a label makes the loss NaN without a word. Only sparse cross-entropies are looked
+    at, and of several outputs with losses of their own only bounds that the source knows.
 
     Returns:
         What labels must be below, if the source does not know their bounds, or knows of some that
         are to be skipped: they are to be checked as they are read. None if all is well.
     """
+    if isinstance(loss, Mapping):
+        for name, each in loss.items():
+            label = name if isinstance(data.label, tuple) else data.label
+            if label and data.source.bounds(label):
+                check_labels(dataclasses.replace(data, label=label), each, output_spec[name])
+        return None
     # The bounds may be those of a class that the loss ignores.
     sparse = (
         isinstance(loss, keras.losses.SparseCategoricalCrossentropy) and loss.ignore_class is None
     )
-    if not sparse or tf.nest.is_nested(output_spec):
+    if not sparse or tf.nest.is_nested(output_spec) or not isinstance(data.label, str):
         return None
     classes = output_spec.shape[-1]
     if data.class_weights is not None and len(data.class_weights) != classes:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from trainer import proof, schedule
+from trainer import canonical, proof, schedule
 from trainer.checkpoint import CheckpointDamaged, Checkpoints, check_unchanged, state_sha256
 from trainer.data.batch import Data, batch_spec, learnt
 from trainer.data.pipeline import train_batches
@@ -20,8 +20,10 @@ from trainer.groups import Group
 from trainer.interval import epoch_steps, parse_steps
 from trainer.model_dir import ModelDir
 from trainer.numerics import Finding, Operation, Watch, some
-from trainer.preflight import check_batch_size, check_loss
+from trainer.objective import Objective
+from trainer.preflight import check_batch_size
 from trainer.state import build_state
+from trainer.sums import Metrics
 from trainer.watched_step import Gradient, WatchedStep, eagerly
 
 # Of the variables of a large model only so many are worth a line.
@@ -112,15 +114,16 @@ def replay(
     step: int,
     model: Callable[[], keras.Model],
     optimizer: Callable[[], keras.optimizers.Optimizer],
-    loss: Callable,
+    loss: Callable | Mapping[str, Callable],
     train_data: Data,
     steps: int | str,
     batch_size: int,
-    metrics: Sequence[keras.metrics.Metric] = (),
+    metrics: Metrics = (),
     groups: Sequence[Group | Sequence[Group]] = (),
     seed: int = 0,
     precision: str = 'float32',
     accumulate: int = 1,
+    canonical_shards: int | None = None,
     jit_compile: bool = False,
     allow_changes: Sequence[str] = (),
     oldest: int = 0,
@@ -138,7 +141,8 @@ def replay(
         model_dir: of the run.
         step: which one, from 1 to the length of the run.
         model, optimizer, loss, train_data, steps, batch_size, metrics, groups, seed, precision,
-            accumulate, jit_compile, allow_changes: what `trainer.train` was given.
+            accumulate, canonical_shards, jit_compile, allow_changes: what `trainer.train` was
+            given.
         oldest: no checkpoint of an earlier step will do, as the run was another one then.
         debug: whether the eager step runs under pdb, with a breakpoint in the model's `call`.
 
@@ -148,8 +152,10 @@ def replay(
     Raises:
         ConfigError: the run has no such step, or its checkpoints are of another run.
     """
-    check_loss(loss)
-    check_batch_size(batch_size, strategy.num_replicas_in_sync, accumulate)
+    objective, replicas = Objective(loss), strategy.num_replicas_in_sync
+    if canonical_shards is not None:
+        canonical.check(canonical_shards, replicas)
+    check_batch_size(batch_size, canonical_shards or replicas, accumulate)
     steps_per_epoch = epoch_steps(train_data.source.num_examples, batch_size)
     last_step = parse_steps(steps, steps_per_epoch)
     if isinstance(step, bool) or not isinstance(step, int) or not 1 <= step <= last_step:
@@ -169,6 +175,7 @@ def replay(
         strategy, model, optimizer, spec, groups=groups, seed=seed, precision=precision
     )
     schedule.bind(state.optimizers, last_step, steps_per_epoch)
+    objective.find_names(strategy, state, batch_spec(train_data, batch_size // replicas))
     start, tensors, manifest = _nearest(checkpoints, step, oldest)
     if start:
         check_unchanged(manifest, identity, allow_changes)
@@ -191,10 +198,11 @@ def replay(
         watch,
         strategy,
         state,
-        loss,
+        objective,
         metrics,
         seed=seed,
         accumulate=accumulate,
+        canonical_shards=canonical_shards,
         jit_compile=jit_compile,
     )
     compiled = batches(start)

@@ -9,6 +9,7 @@ rate, and metrics.
 import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -52,6 +53,8 @@ class State:
         self.scales_loss = scales_loss
         self.model, self.optimizer, self.output_spec = model, optimizer, output_spec
         self.groups = [(groups or {}).get(v.path, REST) for v in model.trainable_variables]
+        # The name of the loss that alone trains it, of each trainable variable; None: all do.
+        self.trained_by = [group.loss for group in self.groups]
         self.moving, self.seeds = [], []
         for variable in model.non_trainable_variables:
             is_seed = variable.path.endswith('seed_generator_state')
@@ -91,28 +94,27 @@ class State:
         return dict(sorted(table.items()))
 
     def call(
-        self, trainable: Sequence, moving: Sequence, seeds: Sequence, inputs, *, training: bool
-    ) -> tuple:
-        """Calls the model as a pure function of its variables' values.
+        self, function: Callable[[], Any], trainable: Sequence, moving: Sequence, seeds: Sequence
+    ) -> tuple[Any, list[tf.Tensor], list[tf.Tensor]]:
+        """Calls what calls the model as a pure function of the model's variables' values.
 
         `Layer.stateless_call` would pass over `__call__`, and with it over all layers that are
         not handed `training` by the model's own code: no dropout, no batch statistics.
 
         Args:
+            function: calls `model`, once or more often.
             trainable, moving, seeds: values for `model.trainable_variables`, `moving`, `seeds`.
-            inputs: a batch of inputs.
-            training: whether the layers behave as in training.
 
         Returns:
-            The outputs; the new values of `moving`, the very tensor that was passed where the
-            model leaves one alone; the regularisation penalties, a list of scalars.
+            What the function returns; the new values of `moving`, the very tensor that was passed
+            where the model leaves one alone; the regularisation penalties, a list of scalars.
         """
         variables = [*self.model.trainable_variables, *self.moving, *self.seeds]
         values = zip(variables, [*trainable, *moving, *seeds], strict=True)
         with keras.StatelessScope(values, collect_losses=True) as scope:
-            outputs = self.model(inputs, training=training)
+            returned = function()
             penalties = self.model.losses
-        return outputs, [scope.get_current_value(v) for v in self.moving], penalties
+        return returned, [scope.get_current_value(v) for v in self.moving], penalties
 
     def snapshot(self) -> dict[str, tf.Tensor]:
         """Returns the state as tensors in host memory, which later steps leave unchanged.

@@ -13,18 +13,19 @@ Losses are summed, not averaged, on each replica, and divided by the weight of t
 after the reduction, so a replica with fewer or lighter examples counts for what it has.
 """
 
+import functools
 import re
-from collections.abc import Callable, Sequence
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import update
+from trainer import canonical, update
 from trainer.errors import ConfigError
+from trainer.gradients import Gradients, compiled
+from trainer.objective import Objective
 from trainer.state import State
 from trainer.step_clock import StepClock
-from trainer.sums import MetricSums, first_replica, hide, per_example_loss, weigh
+from trainer.sums import Metrics, MetricSums, first_replica, hide
 
 # Dynamic loss scaling as in Micikevicius et al., "Mixed Precision Training"
 # (https://arxiv.org/abs/1710.03740): halve on overflow, double after a run of finite steps.
@@ -37,11 +38,13 @@ class TrainStep:
     Args:
         strategy: the strategy `state` was built under.
         state: what is trained; `run` updates it.
-        loss: see `per_example_loss`.
+        objective: what is minimised.
         metrics: Keras metrics with variables that add up over batches and replicas (means,
-            counts, confusion matrices); used as functions, their own variables stay zero.
+            counts, confusion matrices); used as functions, their own variables stay zero. See
+            `trainer.sums.MetricSums`.
         seed: of dropout masks and the like.
         accumulate: number of micro-batches each replica splits its batch into.
+        canonical_shards: see `trainer.canonical`; None sums in whatever order is fastest.
         jit_compile: whether XLA compiles the forward and backward pass.
         log_ids: whether `run` reports the record numbers of every global batch.
         log_losses: whether it reports the loss of every step.
@@ -51,31 +54,39 @@ class TrainStep:
         self,
         strategy: tf.distribute.Strategy,
         state: State,
-        loss: Callable,
-        metrics: Sequence[keras.metrics.Metric] = (),
+        objective: Objective,
+        metrics: Metrics = (),
         *,
         seed: int = 0,
         accumulate: int = 1,
+        canonical_shards: int | None = None,
         jit_compile: bool = False,
         log_ids: bool = False,
         log_losses: bool = False,
     ):
-        self._strategy, self._state, self._loss, self._seed = strategy, state, loss, seed
+        self._strategy, self._state, self._objective = strategy, state, objective
         self._metrics = MetricSums(metrics)
         self._replicas = strategy.num_replicas_in_sync
-        self._accumulate, self._log_ids, self._log_losses = accumulate, log_ids, log_losses
+        self._log_ids, self._log_losses = log_ids, log_losses
         self._scaled = state.scales_loss
         # Of one call of `run`: as variables of the loop, totals would cost each step more.
-        self._sums = tf.Variable(tf.zeros(3 + sum(self._metrics.sizes), tf.float64))
+        self._named = len(objective.names) if len(objective.names) > 1 else 0
+        self._sums = tf.Variable(tf.zeros(3 + self._named + sum(self._metrics.sizes), tf.float64))
         self._skipped: list[int] = []
         self._clock = StepClock()
         # How long a worker takes is worth knowing where others wait for it.
         self._times_work = self._replicas > len(strategy.extended.worker_devices)
-        self._moves: list[bool] = []  # which of `state.moving` the model updates; set by tracing
-        self._gradients = self._accumulated if accumulate > 1 else self._micro_batch
-        self._jit_compile = jit_compile
+        self._canonical, self._jit_compile = canonical_shards is not None, jit_compile
+        shares = canonical_shards or self._replicas
+        self._gradients = self._differentiate(
+            state, objective, self._metrics, seed=seed, shares=shares, accumulate=accumulate
+        )
+        self._add = self._gradients.of_replica
+        if canonical_shards:
+            count = canonical_shards // self._replicas
+            self._add = functools.partial(self._gradients.of_shards, count=count)
         if jit_compile:
-            self._gradients = tf.function(self._gradients, jit_compile=True, autograph=False)
+            self._add = compiled(self._add)
         update.prepare(state.optimizer)
 
     def results(self, totals) -> dict[str, float]:
@@ -84,8 +95,11 @@ class TrainStep:
         return {
             'loss': float(totals['loss']) / steps,
             'gradient_norm': float(totals['gradient_norm']) / steps,
+            **self._objective.results(totals['losses_by_name'] / steps),
             **self._metrics.results(totals['metrics']),
         }
+
+    _differentiate = Gradients
 
     def run(self, iterator, num_steps: int) -> dict[str, np.ndarray]:
         """Takes steps, and comes back to Python only after the last.
@@ -96,11 +110,12 @@ class TrainStep:
 
         Returns:
             Sums over the finite steps, equal on all workers: 'loss', 'gradient_norm', 'metrics',
-            'finite_steps' (float64); 'skipped_steps', those that were not finite (list of int);
-            of this worker alone and estimated from some of the steps, 'input_seconds' (float),
-            the time the replicas were idle for lack of a batch, and, if there are several workers,
-            'work_seconds' (float), from there to their gradients; with `log_ids`, 'ids' (int64
-            [num_steps, global batch]); with `log_losses`, 'losses' (float32 [num_steps]).
+            'losses_by_name' (if there are several), 'finite_steps' (float64); 'skipped_steps',
+            those that were not finite (list of int); of this worker alone and estimated from some
+            of the steps, 'input_seconds' (float), the time the replicas were idle for lack of a
+            batch, and, if there are several workers, 'work_seconds' (float), from there to their
+            gradients; with `log_ids`, 'ids' (int64 [num_steps, global batch]); with `log_losses`,
+            'losses' (float32 [num_steps]).
 
         Raises:
             ConfigError: op determinism is on, and an operation of the model cannot obey it.
@@ -120,7 +135,8 @@ class TrainStep:
             'finite_steps': finite_steps,
             'loss': loss,
             'gradient_norm': norm,
-            'metrics': sums[3:],
+            'losses_by_name': sums[3 : 3 + self._named],
+            'metrics': sums[3 + self._named :],
             'skipped_steps': list(self._skipped),
             'input_seconds': waited,
             'work_seconds': worked,
@@ -170,48 +186,32 @@ class TrainStep:
         context = tf.distribute.get_replica_context()
         scale = tf.identity(self._state.loss_scale) if self._scaled else 1.0
         state = self._state
-        grads, moving, (loss, weight, *metrics) = self._gradients(
+        moving = [tf.convert_to_tensor(v.value) for v in state.moving]
+        added = self._add(
             [tf.convert_to_tensor(v.value) for v in state.model.trainable_variables],
-            [tf.convert_to_tensor(v.value) for v in state.moving],
+            moving,
             hide({key: value for key, value in batch.items() if key != 'ids'}),
             step,
             tf.cast(context.replica_id_in_sync_group, tf.int64),
             scale,
         )
         if self._times_work:
-            self._clock.measure_work(due, [g for g in grads if g is not None])
-        used = [g is not None for g in grads]
-        # Statistics are float; anything else (a counter, frozen weights) is equal already.
-        averaged = [
-            m.dtype.is_floating and moves for m, moves in zip(moving, self._moves, strict=True)
-        ]
-        reduced = context.all_reduce(
-            tf.distribute.ReduceOp.SUM,
-            [
-                *[tf.convert_to_tensor(g) for g in grads if g is not None],
-                *[m / self._replicas for m, float_ in zip(moving, averaged, strict=True) if float_],
-                loss,
-                *metrics,
-                *([weight] if self._weighted else []),
-            ],
-        )
-        parts = iter(reduced)
-        grads = [next(parts) if is_used else None for is_used in used]
-        moving = [next(parts) if f else m for f, m in zip(averaged, moving, strict=True)]
-        loss, *metrics = parts
-        if self._weighted:
-            # The loss was divided by the number of elements; what counts is their mean weight.
-            factor = tf.math.divide_no_nan(1.0, metrics.pop())
-            loss *= factor
-            grads = [g if g is None else g * tf.cast(factor, g.dtype) for g in grads]
-        if self._scaled:
-            grads = [g if g is None else g / tf.cast(scale, g.dtype) for g in grads]
+            self._clock.measure_work(due, [g for g in added.gradients if g is not None])
+        added = added.filled(self._reduce(added.flat()))
+        moving = self._gradients.updated(moving, added)
+        grads, loss, losses = self._gradients.divided(added, scale if self._scaled else None)
         half_squares = [tf.nn.l2_loss(tf.cast(g, tf.float32)) for g in grads if g is not None]
         half_square = tf.add_n(half_squares)
         out = {
             # The update waits for this, so it takes the shortest way from the gradients.
             'finite': tf.math.is_finite(half_square + loss),
-            'sums': tf.concat([tf.stack([1.0, loss, tf.sqrt(2 * half_square)]), *metrics], 0),
+            'sums': tf.concat(
+                [
+                    tf.stack([1.0, loss, tf.sqrt(2 * half_square), *losses[: self._named]]),
+                    *added.metrics,
+                ],
+                0,
+            ),
         }
         if self._log_ids:
             mine = tf.one_hot(context.replica_id_in_sync_group, self._replicas, dtype=tf.int64)
@@ -219,6 +219,13 @@ class TrainStep:
                 tf.distribute.ReduceOp.SUM, tf.reshape(mine[:, None] * batch['ids'], [-1])
             )
         return grads, moving, out
+
+    def _reduce(self, tensors):
+        """Sums tensors over all replicas."""
+        if self._canonical:
+            return canonical.over_replicas(tensors, self._replicas)
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
     def _apply(self, grads, moving):
         """One replica's update from reduced gradients; the optimizer clips what is reduced."""
@@ -237,74 +244,6 @@ class TrainStep:
             tf.where(finite, tf.where(grow, scale * 2.0, scale), tf.maximum(scale / 2.0, 1.0))
         )
         state.good_steps.assign(tf.where(grow, tf.zeros_like(good), good))
-
-    def _random_state(self, step, replica, micro_batch):
-        """Seeds for the model's random generators: a function, so nothing has to be saved."""
-        seeds = []
-        for index, variable in enumerate(self._state.seeds):
-            seed = tf.stack([tf.constant(self._seed, tf.int64), tf.constant(index, tf.int64)])
-            for part in (step, replica, micro_batch):
-                seed = tf.random.experimental.stateless_fold_in(seed, part)
-            seeds.append(tf.cast(seed, variable.dtype))
-        return seeds
-
-    def _micro_batch(self, trainable, moving, batch, step, replica, scale, micro_batch=None):
-        """Gradients of one replica's batch, or of one micro-batch of it.
-
-        The differentiated value is the sum of weighted losses plus the penalties times the sum of
-        weights, over the global number of elements: divided by the global weight after the
-        reduction, it becomes the weighted mean plus the penalties.
-        """
-        state = self._state
-        seeds = self._random_state(
-            step, replica, tf.zeros([], tf.int64) if micro_batch is None else micro_batch
-        )
-        weights = batch.get('weights')
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(trainable)
-            outputs, updated, penalties = state.call(
-                trainable, moving, seeds, batch['inputs'], training=True
-            )
-            losses, mask = per_example_loss(self._loss, batch['labels'], outputs)
-            self._weighted = weights is not None or mask is not None
-            elements = tf.cast(tf.size(losses) * self._replicas * self._accumulate, tf.float32)
-            loss, weight = (total / elements for total in weigh(losses, weights, mask))
-            if penalties:
-                loss += weight * tf.add_n([tf.cast(p, tf.float32) for p in penalties])
-            scaled = loss * scale
-        grads = tape.gradient(scaled, trainable)
-        self._moves = [new is not old for new, old in zip(updated, moving, strict=True)]
-        metrics = self._metrics.increments(batch['labels'], outputs, weights)
-        return grads, updated, [loss, weight, *metrics]
-
-    def _accumulated(self, trainable, moving, batch, step, replica, scale):
-        """The same for a batch in micro-batches, one after the other to save memory."""
-        count = self._accumulate
-
-        def split(tensor):
-            return tf.reshape(tensor, tf.concat([[count, -1], tf.shape(tensor)[1:]], 0))
-
-        micro_batches = tf.nest.map_structure(split, batch)
-        unused: list[bool] = []
-
-        def body(index, grads, moving, sums):
-            part = tf.nest.map_structure(lambda t: t[index], micro_batches)
-            new, moving, added = self._micro_batch(
-                trainable, moving, part, step, replica, scale, micro_batch=index
-            )
-            unused[:] = [g is None for g in new]
-            grads = [old if g is None else old + g for old, g in zip(grads, new, strict=True)]
-            return index + 1, grads, moving, [a + b for a, b in zip(sums, added, strict=True)]
-
-        zeros = [tf.zeros([]), tf.zeros([]), *[tf.zeros([size]) for size in self._metrics.sizes]]
-        _, grads, moving, sums = tf.while_loop(
-            lambda index, *_: index < count,
-            body,
-            (tf.zeros([], tf.int64), [tf.zeros_like(t) for t in trainable], moving, zeros),
-            parallel_iterations=1,
-        )
-        grads = [None if skip else g for g, skip in zip(grads, unused, strict=True)]
-        return grads, moving, sums
 
 
 def _not_deterministic(error: tf.errors.OpError, jit_compile: bool) -> ConfigError | None:

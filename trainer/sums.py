@@ -5,12 +5,17 @@ added. So everything that crosses replicas, steps or workers is a sum, and is di
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import tensorflow as tf
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, nearest
+
+Metrics = (
+    Sequence[keras.metrics.Metric]
+    | Mapping[str, keras.metrics.Metric | Sequence[keras.metrics.Metric]]
+)
 
 
 def per_example_loss(loss, labels, outputs) -> tuple[tf.Tensor, tf.Tensor | None]:
@@ -57,7 +62,8 @@ def hide(batch: dict) -> dict:
         hidden = _expand(tf.equal(weights, 0.0), tensor.shape.rank)
         return tf.where(hidden & ~tf.math.is_finite(tensor), tf.zeros_like(tensor), tensor)
 
-    hidden = {key: tf.nest.map_structure(finite, batch[key]) for key in ('inputs', 'labels')}
+    keys = batch.keys() & {'inputs', 'labels'}
+    hidden = {key: tf.nest.map_structure(finite, batch[key]) for key in keys}
     return {**batch, **hidden}
 
 
@@ -79,10 +85,19 @@ def weigh(losses, weights, mask) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 class MetricSums:
-    """Keras metrics as vectors: what a batch adds to their variables, and what a sum means."""
+    """Keras metrics as vectors: what a batch adds to their variables, and what a sum means.
 
-    def __init__(self, metrics: Sequence[keras.metrics.Metric]):
-        names = [metric.name for metric in metrics]
+    Args:
+        metrics: metrics of (labels, outputs); or a dict of them, output -> metrics of this output
+            of a model whose outputs are a dict, whose names then begin with the output's.
+    """
+
+    def __init__(self, metrics: Metrics = ()):
+        self._of: list[str | None] = [None] * len(metrics)
+        if isinstance(metrics, Mapping):
+            pairs = [(output, m) for output, of in metrics.items() for m in _several(of)]
+            self._of, metrics = [output for output, _ in pairs], [metric for _, metric in pairs]
+        names = [_joined(of, m.name) for of, m in zip(self._of, metrics, strict=True)]
         if len({*names, 'loss'}) <= len(names):
             raise ConfigError(
                 f"The names of metrics must differ, and not be 'loss'; got {names}. "
@@ -107,14 +122,15 @@ class MetricSums:
     def increments(self, labels, outputs, weights) -> list[tf.Tensor]:
         """What one batch adds to each variable of each metric, flattened, as float32."""
         sums = []
-        mask = getattr(outputs, '_keras_mask', None)
-        if mask is not None and weights is not None:
-            # Keras refuses weights of examples [batch] beside a mask of elements [batch, time].
-            weights = _expand(weights, mask.shape.rank) * tf.cast(mask, tf.float32)
-            outputs = tf.identity(outputs)  # without the mask
-        for metric in self.metrics:
+        if self.metrics and outputs is None:
+            raise ConfigError(
+                'There are metrics, but no outputs for them: let the function of the losses return '
+                '(losses, outputs), or set METRICS = [].'
+            )
+        for of, metric in zip(self._of, self.metrics, strict=True):
             zeros = [tf.zeros(v.shape, v.dtype) for v in metric.variables]
-            for v in metric.stateless_update_state(zeros, labels, outputs, sample_weight=weights):
+            y, predicted, weight = _of_output(of, labels, outputs, weights)
+            for v in metric.stateless_update_state(zeros, y, predicted, sample_weight=weight):
                 sums.append(tf.reshape(tf.cast(v, tf.float32), [-1]))
         return sums
 
@@ -122,15 +138,46 @@ class MetricSums:
         """The metrics of everything that was summed; `sums` is float64 [sum(sizes)]."""
         parts = iter(tf.split(sums, self.sizes) if self.sizes else [])
         values: dict[str, float] = {}
-        for metric, shapes in zip(self.metrics, self.shapes, strict=True):
+        for of, metric, shapes in zip(self._of, self.metrics, self.shapes, strict=True):
             state = [
                 tf.cast(tf.reshape(next(parts), shape), variable.dtype)
                 for shape, variable in zip(shapes, metric.variables, strict=True)
             ]
             result = metric.stateless_result(state)
             named = result if isinstance(result, dict) else {metric.name: result}
-            values.update({name: float(value) for name, value in named.items()})
+            values.update({_joined(of, name): float(value) for name, value in named.items()})
         return values
+
+
+def part_of(labels, output: str):
+    """Returns the labels of one output: its own where labels are a dict that has them."""
+    return labels[output] if isinstance(labels, dict) and output in labels else labels
+
+
+def _several(metrics) -> Sequence[keras.metrics.Metric]:
+    return [metrics] if isinstance(metrics, keras.metrics.Metric) else metrics
+
+
+def _joined(output: str | None, name: str) -> str:
+    return name if output is None else f'{output}_{name}'
+
+
+def _of_output(output: str | None, labels, outputs, weights) -> tuple:
+    """What a metric is given: labels, outputs, weights."""
+    if output is not None:
+        if not isinstance(outputs, dict) or output not in outputs:
+            has = sorted(outputs) if isinstance(outputs, dict) else []
+            raise ConfigError(
+                f'There is a metric for the output {output!r}, but the outputs are '
+                f'{", ".join(map(repr, has)) or "no dict"}.{nearest(output, has)}'
+            )
+        labels, outputs = part_of(labels, output), outputs[output]
+    mask = getattr(outputs, '_keras_mask', None)
+    if mask is not None and weights is not None:
+        # Keras refuses weights of examples [batch] beside a mask of elements [batch, time].
+        weights = _expand(weights, mask.shape.rank) * tf.cast(mask, tf.float32)
+        outputs = tf.identity(outputs)  # without the mask
+    return labels, outputs, weights
 
 
 def first_replica(strategy, value):

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from trainer import schedule, version
+from trainer import canonical, schedule, version
 from trainer.agreement import Agreement
 from trainer.checkpoint import Checkpoints, Keep, check_unchanged, state_sha256
 from trainer.cluster import Cluster
@@ -27,21 +27,23 @@ from trainer.evaluate import Evaluation
 from trainer.groups import Group
 from trainer.interval import Every, epoch_steps, parse_steps
 from trainer.model_dir import ModelDir
+from trainer.objective import Objective
 from trainer.observe import phases
 from trainer.observe.report import Report
 from trainer.preflight import (
     check_batch_size,
     check_eval_data,
-    check_jit,
     check_keep,
     check_labels,
-    check_loss,
+    check_layers,
+    measured,
 )
 from trainer.resume import tell_changes
 from trainer.state import build_state
 from trainer.step import TrainStep
 from trainer.stop import StopRequest
 from trainer.strategy import topology
+from trainer.sums import Metrics, MetricSums
 
 # The host comes back to Python about this often: to log, to save, to hear a signal.
 SECONDS_PER_CALL = 1.0
@@ -73,16 +75,17 @@ def train(
     model_dir: str,
     model: Callable[[], keras.Model],
     optimizer: Callable[[], keras.optimizers.Optimizer],
-    loss: Callable,
+    loss: Callable | Mapping[str, Callable],
     train_data: Data,
     steps: int | str,
     batch_size: int,
-    metrics: Sequence[keras.metrics.Metric] = (),
+    metrics: Metrics = (),
     groups: Sequence[Group | Sequence[Group]] = (),
     eval_data: Data | None = None,
     seed: int = 0,
     precision: str = 'float32',
     accumulate: int = 1,
+    canonical_shards: int | None = None,
     jit_compile: bool = False,
     run_eagerly: bool = False,
     divergence: Divergence | None = None,
@@ -108,17 +111,21 @@ def train(
         model_dir: where everything is written: a POSIX directory all workers share.
         model: a function or class returning a `keras.Model`; called in the strategy's scope.
         optimizer: likewise, a Keras optimizer. Its clipping acts on reduced gradients.
-        loss: a `keras.losses.Loss` or a function (labels, outputs) -> one value an example.
+        loss: a `keras.losses.Loss`; a function (labels, outputs) -> one value an example; a dict
+            of these, one for each output; or a function (model, batch, training) -> losses. See
+            `trainer.objective.Objective`.
         train_data: what is trained on.
         steps: length of the whole run, in steps or as '12 epochs'.
         batch_size: global batch size, over all replicas of all workers.
-        metrics: Keras metrics, of training and evaluation.
+        metrics: Keras metrics, of training and evaluation; or a dict, output -> metrics.
         groups: variables that are trained in another way than the rest; the first group that
             matches a variable decides.
         eval_data: what is evaluated, at `eval_every` and at the end; None evaluates nothing.
         seed: of initial weights, sample order, augmentation and dropout.
         precision: 'float32', 'bfloat16', or 'float16' with a dynamic loss scale.
         accumulate: micro-batches a replica splits its batch into, to save memory.
+        canonical_shards: sums in an order that is the same for 1, 2, 4 ... up to so many replicas,
+            which then end with the same bits. See `trainer.canonical`.
         jit_compile: whether XLA compiles the forward and backward pass.
         run_eagerly: whether steps run as plain Python, for a debugger.
         divergence: when to go back to a checkpoint and leave out the data that may be the cause;
@@ -146,8 +153,11 @@ def train(
         Preempted: the process got SIGTERM or SIGINT; the state is saved.
     """
     # ---- What is asked for.
-    check_loss(loss)
-    check_batch_size(batch_size, strategy.num_replicas_in_sync, accumulate)
+    objective = Objective(loss)
+    replicas = strategy.num_replicas_in_sync
+    if canonical_shards is not None:
+        canonical.check(canonical_shards, replicas)
+    check_batch_size(batch_size, canonical_shards or replicas, accumulate)
     steps_per_epoch = epoch_steps(train_data.source.num_examples, batch_size)
     last_step = parse_steps(steps, steps_per_epoch)
     identity = {
@@ -201,17 +211,19 @@ def train(
             precision=precision,
         )
         schedule.bind(state.optimizers, last_step, steps_per_epoch)
+        objective.find_names(strategy, state, batch_spec(train_data, batch_size // replicas))
         num_classes = check_labels(train_data, loss, state.output_spec)
-        check_keep(keep, metrics, eval_data is not None)
-        if jit_compile:
-            check_jit(state.model, strategy.num_replicas_in_sync)
+        names = ['loss', *objective.results([0.0] * len(objective.names))]
+        check_keep(keep, measured([*names, *MetricSums(metrics).names], eval_data is not None))
+        check_layers(state.model, replicas, jit_compile=jit_compile, canonical=canonical_shards)
         train_step = TrainStep(
             strategy,
             state,
-            loss,
+            objective,
             metrics,
             seed=seed,
             accumulate=accumulate,
+            canonical_shards=canonical_shards,
             jit_compile=jit_compile,
             log_ids=sample_log,
             log_losses=divergence.spike_z is not None,
@@ -219,7 +231,7 @@ def train(
         evaluation = None
         if eval_data is not None:
             evaluation = Evaluation(
-                strategy, state, loss, metrics, eval_data, batch_size, data_workers
+                strategy, state, objective, metrics, eval_data, batch_size, data_workers
             )
         config_text = config()
 

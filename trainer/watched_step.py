@@ -4,10 +4,10 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
-import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.gradients import Gradients
 from trainer.numerics import Watch
 from trainer.step import TrainStep
 
@@ -32,16 +32,21 @@ class WatchedStep(TrainStep):
 
     Args:
         watch: what looks on.
-        args, accumulate, options: as for `TrainStep`.
+        strategy, args, accumulate, canonical_shards, options: as for `TrainStep`.
 
     Attributes:
         gradients: of each variable that has one, those that are not finite first, then the largest.
         loss_and_norm: of the global batch, finite or not.
     """
 
-    def __init__(self, watch: Watch, *args, accumulate: int, **options):
-        super().__init__(*args, accumulate=accumulate, **options)
+    def __init__(
+        self, watch: Watch, strategy, *args, accumulate: int, canonical_shards=None, **options
+    ):
         self._watch, self._parts = watch, accumulate
+        if canonical_shards:
+            self._parts *= canonical_shards // strategy.num_replicas_in_sync
+        options.update(accumulate=accumulate, canonical_shards=canonical_shards)
+        super().__init__(strategy, *args, **options)
         self.gradients: list[Gradient] = []
         self.loss_and_norm = (0.0, 0.0)
 
@@ -67,29 +72,26 @@ class WatchedStep(TrainStep):
         self.loss_and_norm = tuple(loss_and_norm)
         return grads, moving, out
 
-    def _micro_batch(self, trainable, moving, batch, step, replica, scale, micro_batch=None):
-        if tf.executing_eagerly():
-            self._watch.part(0 if micro_batch is None else int(micro_batch), self._parts)
-            self._watch.batch(batch)
-        return super()._micro_batch(
-            trainable, moving, batch, step, replica, scale, micro_batch=micro_batch
-        )
+    def _differentiate(self, *args, **options):
+        return _WatchedGradients(self._watch, self._parts, *args, **options)
 
     @contextlib.contextmanager
     def watched_loss(self) -> Iterator[None]:
         """Looks at the loss of every example within the block."""
-        loss = self._loss
-        if isinstance(loss, keras.losses.Loss):
-            # What is called of it, and it must stay a Keras loss to be called that way.
-            loss.call = self._watch.loss(loss.call)
-        else:
-            self._loss = self._watch.loss(loss)
-        try:
+        with self._objective.watched(self._watch.loss):
             yield
-        finally:
-            if self._loss is loss:
-                del loss.call
-            self._loss = loss
+
+
+class _WatchedGradients(Gradients):
+    def __init__(self, watch: Watch, parts: int, *args, **options):
+        super().__init__(*args, **options)
+        self._watch, self._count = watch, parts
+
+    def _micro_batch(self, trainable, moving, batch, step, share, scale, micro_batch=None):
+        if tf.executing_eagerly():
+            self._watch.next_part(self._count)
+            self._watch.batch(batch)
+        return super()._micro_batch(trainable, moving, batch, step, share, scale, micro_batch)
 
 
 def _gradient(path: str, array: np.ndarray) -> Gradient:

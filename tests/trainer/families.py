@@ -12,6 +12,7 @@ from trainer.data.batch import Data
 from trainer.models import cnn, linear, mlp, resnet, wide_and_deep
 
 EXAMPLES, CLASSES = 48, 4
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Family:
 
     model: Callable[[], keras.Model]
     data: Data
-    loss: Callable = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    loss: Callable = LOSS
     more: dict = dataclasses.field(default_factory=dict)
 
 

@@ -82,6 +82,7 @@ def run(strategy, name):
 
     from trainer.data.batch import batch_spec
     from trainer.data.pipeline import train_batches
+    from trainer.objective import Objective
     from trainer.state import build_state
     from trainer.step import TrainStep
 
@@ -89,7 +90,7 @@ def run(strategy, name):
     state = build_state(strategy, model, optimizer, batch_spec(data)['inputs'], seed=SEED)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     accuracy = keras.metrics.SparseCategoricalAccuracy(name='accuracy')
-    step = TrainStep(strategy, state, loss, [accuracy], seed=SEED, **options)
+    step = TrainStep(strategy, state, Objective(loss), [accuracy], seed=SEED, **options)
     batches = train_batches(data, strategy, seed=SEED, global_batch_size=BATCH, start_step=0)
     results = [step.results(step.run(batches, 1)) for _ in range(STEPS)]
     return {

@@ -10,7 +10,8 @@ import tensorflow as tf
 from trainer.data.arrays import Arrays
 from trainer.data.batch import Data
 from trainer.errors import ConfigError, nearest
-from trainer.preflight import check_batch_size, check_jit, check_labels, check_loss
+from trainer.objective import Objective
+from trainer.preflight import check_batch_size, check_labels, check_layers
 
 LOSS = keras.losses.SparseCategoricalCrossentropy()
 
@@ -96,7 +97,7 @@ def test_what_cannot_be_known_is_not_refused(data, loss, outputs):
 )
 def test_a_loss_given_uncalled_is_told_how_to_write_it(loss, mend):
     with pytest.raises(ConfigError, match=re.escape(mend)):
-        check_loss(loss)
+        Objective(loss)
 
 
 def normalised(synchronized):
@@ -105,9 +106,9 @@ def normalised(synchronized):
 
 def test_synchronised_statistics_do_not_go_with_xla_on_several_replicas():
     with pytest.raises(ConfigError, match=r"'batch_normalization.*', which is synchronized.*Set"):
-        check_jit(normalised(True), num_replicas=2)
-    check_jit(normalised(True), num_replicas=1)
-    check_jit(normalised(False), num_replicas=2)
+        check_layers(normalised(True), 2, jit_compile=True, canonical=None)
+    check_layers(normalised(True), 1, jit_compile=True, canonical=None)
+    check_layers(normalised(False), 2, jit_compile=True, canonical=None)
 
 
 def test_the_nearest_name_is_found_in_any_case():

@@ -10,6 +10,7 @@ from trainer.checkpoint import state_sha256
 from trainer.data.arrays import Arrays
 from trainer.data.batch import Data, batch_spec
 from trainer.data.pipeline import train_batches
+from trainer.objective import Objective
 from trainer.state import build_state
 from trainer.step import TrainStep
 
@@ -86,7 +87,10 @@ class Training:
             seed=seed,
             precision=precision,
         )
-        self.step = TrainStep(strategy, self.state, loss, metrics, seed=seed, **options)
+        objective = Objective(loss)
+        share = batch_size // strategy.num_replicas_in_sync
+        objective.find_names(strategy, self.state, batch_spec(self.data, share))
+        self.step = TrainStep(strategy, self.state, objective, metrics, seed=seed, **options)
         self.start_at(0)
 
     def start_at(self, step):

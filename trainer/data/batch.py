@@ -33,7 +33,8 @@ class Data:
         source: The examples.
         inputs: The features that the model sees: a name gives it the tensor itself, a tuple of
             names a dict.
-        label: The feature that the loss compares with; it may be one of the inputs.
+        label: The feature that the loss compares with; it may be one of the inputs. A tuple of
+            names gives the loss a dict, None nothing.
         weight: The feature, one number per example, by which the losses are weighted.
         class_weights: One number per class, by which the losses of its examples are weighted, on
             top of `weight`. Labels are class numbers, or one-hot.
@@ -47,7 +48,7 @@ class Data:
 
     source: Source
     inputs: str | tuple[str, ...] = 'image'
-    label: str = 'label'
+    label: str | tuple[str, ...] | None = 'label'
     weight: str | None = None
     class_weights: Sequence[float] | None = None
     preprocess: Callable[[Features], Features] | None = None
@@ -115,7 +116,7 @@ def bad_records_told(
 ) -> Iterator[None]:
     """Turns the error of a damaged record into a sentence, see `bad_records.told`."""
     skips = data.on_bad_record == 'skip'
-    with bad_records.told(data.source, batches, data.label, num_classes, skips=skips):
+    with bad_records.told(data.source, batches, class_label(data), num_classes, skips=skips):
         yield
 
 
@@ -139,10 +140,12 @@ def learnt_state(data: Data) -> dict[str, Any] | None:
     return data.preprocess.state if isinstance(data.preprocess, Adapted) else None
 
 
-def batch_spec(data: Data) -> dict:
+def batch_spec(data: Data, batch_size: int | None = None) -> dict:
     """Returns the specs of `inputs` (a TensorSpec or a dict of them) and `labels` of a batch.
 
-    Their first dimension is None.
+    Args:
+        data: What to read.
+        batch_size: Their first dimension.
 
     Raises:
         ConfigError: `data` names features that do not exist, or `preprocess` does not keep to its
@@ -151,8 +154,10 @@ def batch_spec(data: Data) -> dict:
     trace = tf.function(lambda features: _model_batch(data, features), autograph=False)
     outputs = trace.get_concrete_function(_batched(data.source.element_spec)).structured_outputs
     # Traced outputs name their operations; specs that are compared and saved should not.
-    specs = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), outputs)
-    return {key: specs[key] for key in ('inputs', 'labels')}
+    specs = tf.nest.map_structure(
+        lambda t: tf.TensorSpec([batch_size, *t.shape[1:]], t.dtype), outputs
+    )
+    return {key: specs[key] for key in ('inputs', 'labels') if key in specs}
 
 
 def raw_spec(data: Data) -> dict[str, tf.TensorSpec]:
@@ -182,10 +187,10 @@ def _fetch(
     data: Data, ids: tf.Tensor, num_classes: int | None, came: Features | None
 ) -> tuple[Features, tf.Tensor | None]:
     if came is not None:
-        return bad_records.checked(came, data.label, num_classes), None
+        return bad_records.checked(came, class_label(data), num_classes), None
     if data.on_bad_record == 'skip':
-        return bad_records.fetch_good(data.source, ids, data.label, num_classes)
-    return bad_records.fetch(data.source, ids, data.label, num_classes), None
+        return bad_records.fetch_good(data.source, ids, class_label(data), num_classes)
+    return bad_records.fetch(data.source, ids, class_label(data), num_classes), None
 
 
 def _without_bad(batch: Features, good: tf.Tensor | None) -> Features:
@@ -208,13 +213,16 @@ def _batched(spec: dict[str, tf.TensorSpec]) -> dict[str, tf.TensorSpec]:
 def _model_batch(data: Data, features: Features) -> dict:
     """Returns `inputs`, `labels` and, if there is a weight, `weights`, from stored features."""
     for role in ('label', 'weight'):
-        name = getattr(data, role)
-        if name is not None:
+        for name in _names(getattr(data, role)):
             _expect(features, name, f'Data.{role}')
     processed = _preprocess(data, features)
     # A label or weight that is among the inputs too comes out of `preprocess` as they do.
     features = {**features, **processed}
-    result = {'inputs': _select(data, processed), 'labels': features[data.label]}
+    result = {'inputs': _select(data, processed)}
+    if isinstance(data.label, str):
+        result['labels'] = features[data.label]
+    elif data.label:
+        result['labels'] = {name: features[name] for name in data.label}
     if data.weight is not None:
         weights = features[data.weight]
         if weights.shape.rank != 1:
@@ -224,13 +232,15 @@ def _model_batch(data: Data, features: Features) -> dict:
             )
         result['weights'] = tf.cast(weights, tf.float32)
     if data.class_weights is not None:
-        of_class = _class_weights(data.class_weights, result['labels'])
+        of_class = _class_weights(data.class_weights, result.get('labels'))
         result['weights'] = result.get('weights', 1.0) * of_class
     return result
 
 
 def _class_weights(class_weights: Sequence[float], labels: tf.Tensor) -> tf.Tensor:
     weights = tf.constant(class_weights, tf.float32)
+    if not tf.is_tensor(labels):
+        raise ConfigError('Data.class_weights needs one label: Data.label is none, or several.')
     if labels.shape.rank == 1 and labels.dtype.is_integer:
         return tf.gather(weights, labels)
     one_hot = labels.shape.rank == 2 and labels.dtype.is_floating
@@ -258,8 +268,17 @@ def _select(data: Data, features: Features) -> tf.Tensor | Features:
     return {name: features[name] for name in data.inputs}
 
 
+def _names(one_or_more: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (one_or_more,) if isinstance(one_or_more, str) else tuple(one_or_more or ())
+
+
+def class_label(data: Data) -> str:
+    """The feature that may be the number of a class."""
+    return data.label if isinstance(data.label, str) else ''
+
+
 def _input_names(data: Data) -> tuple[str, ...]:
-    names = (data.inputs,) if isinstance(data.inputs, str) else tuple(data.inputs)
+    names = _names(data.inputs)
     if not names:
         raise ConfigError('Data.inputs is empty: name the feature or features the model sees.')
     return names
@@ -269,7 +288,7 @@ def _model_features(data: Data, features: dict) -> list[str]:
     """Returns the names of the stored features that the model's inputs are made of."""
     names = _input_names(data)
     if data.preprocess is not None:
-        hidden = {data.label, data.weight}.difference(names)
+        hidden = {*_names(data.label), *_names(data.weight)}.difference(names)
         return [name for name in features if name not in hidden]
     for name in names:
         _expect(features, name, 'Data.inputs')

@@ -20,7 +20,7 @@ import tensorflow as tf
 from absl import logging
 
 from trainer.data import bad_records
-from trainer.data.batch import Batch, Data
+from trainer.data.batch import Batch, Data, class_label
 from trainer.data.protocol import OPTIONS, SERVICE, Task, unpack
 from trainer.data.source import Features
 from trainer.errors import BadRecord, ConfigError
@@ -154,7 +154,7 @@ class DataWorkers:
                 arrays = unpack(self._ask(request, task), dtypes)
                 if data.on_bad_record == 'skip':
                     made = tf.nest.pack_sequence_as(spec, arrays)
-                    bad_records.note(data.source, made['ids'], data.label, num_classes)
+                    bad_records.note(data.source, made['ids'], class_label(data), num_classes)
                 return arrays
 
             # Without state, or tf.data would ask for one batch at a time to keep an order in it.
