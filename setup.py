@@ -26,6 +26,7 @@ DATA = {
 
 # Beside s3fs pip takes 36: the botocore of that wants an older python-dateutil than 37 does.
 KUBERNETES = ['kubernetes>=36,<38', 'PyYAML>=6']
+OPTUNA = ['optuna>=4,<5']
 
 setup(
     name='phalanx',
@@ -55,6 +56,8 @@ setup(
     extras_require={
         'gpu': [f'tensorflow[and-cuda]{TENSORFLOW_RANGE}'],
         'plot': ['matplotlib>=3.8,<4'],
+        # For sweeps that search.
+        'optuna': OPTUNA,
         # To submit to a Ray cluster. Not among those of `dev`: it takes 400 MB.
         'ray': ['ray[default]>=2.50,<3'],
         'kubernetes': KUBERNETES,
@@ -62,6 +65,7 @@ setup(
         'dev': [
             *(package for packages in DATA.values() for package in packages),
             *KUBERNETES,
+            *OPTUNA,
             'gcp-storage-emulator>=2024.8.3',
             'kubeflow-trainer-api>=2.3,<3',
             'matplotlib>=3.8,<4',

@@ -13,12 +13,14 @@ from launch.replay import replay
 from launch.rerun import rerun
 from launch.run import run
 from launch.submit import submit, submit_help
+from launch.sweeps.book import Book, is_sweep
 from trainer.errors import ConfigError, Preempted, WriteError, nearest
 from trainer.model_dir import ModelDir
 
 VERBS = (
     'run',
     'check',
+    'sweep',
     'submit',
     'status',
     'logs',
@@ -66,6 +68,14 @@ to every worker.
 phalanx check --workers=N [FLAG ...]    whether `phalanx run` with these flags would go well: one
                                         step of one replica, in one process that leaves nothing
 
+phalanx sweep --sweep_file=FILE [--parallel=N] --gin_file=FILE --model_dir=DIR [FLAG ...]
+                                        runs with other values of some parameters, each in
+                                        DIR/trial-N as by `phalanx run`; the same command goes on
+
+  --sweep_file: which parameters, which values, by which metric; see docs/sweeps.md.
+  --parallel: how many trials at a time, which share cores and GPUs; default as many as the GPUs
+    suffice for, one without GPUs.
+
 phalanx submit --scheduler=NAME --workers=N [FLAG ...]
                                         hands the job to slurm, kubernetes or ray, prints its handle
 
@@ -83,7 +93,8 @@ phalanx cancel JOB                      has it save and end
 phalanx list [--all]                    the jobs that were submitted from here
 phalanx top DIR [--once] [--tensorboard]  all jobs below a directory: step, ETA, pace, goodput
 
-phalanx report DIR [--png=FILE]         where the time of all attempts went, also as a chart
+phalanx report DIR [--png=FILE]         where the time of all attempts went, also as a chart; of a
+                                        sweep its trials, the best first
 phalanx rerun DIR --model_dir=NEW       runs a finished job again from its record, and compares
 phalanx replay DIR --step=N [--pdb]     takes step N again, eagerly, and shows what is in it
 
@@ -118,6 +129,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if verb in ('run', 'check'):
             return run(rest, check=verb == 'check')
+        if verb == 'sweep':
+            from launch.sweep import sweep
+
+            return sweep(rest)
         if verb == 'submit':
             return submit(rest)
         if verb in ('prepare', 'inspect'):
@@ -194,12 +209,7 @@ def _look(verb: str, argv: list[str]) -> int:
         return 0
     dirs = ModelDir(rest[0])
     if verb == 'report':
-        # Rich takes its time to import.
-        from launch.report import save_png, show
-
-        show(dirs)
-        if own.png:
-            save_png(dirs, Path(own.png))
+        _report(dirs, own.png)
     elif verb == 'rerun':
         if own.model_dir is None:
             raise ConfigError(f'Where shall it run again? Write: phalanx rerun {rest[0]}{more}.')
@@ -209,6 +219,24 @@ def _look(verb: str, argv: list[str]) -> int:
             raise ConfigError(f'Which step? Write: phalanx replay {rest[0]}{more}.')
         return replay(dirs, own.step, debug=own.pdb)
     return 0
+
+
+def _report(dirs: ModelDir, png: str | None) -> None:
+    # Rich takes its time to import.
+    if is_sweep(dirs.path):
+        from launch.sweeps.report import save_png, show
+
+        book = Book(dirs.path)
+        book.load()
+        show(book)
+        if png:
+            save_png(book, Path(png))
+        return
+    from launch.report import save_png, show
+
+    show(dirs)
+    if png:
+        save_png(dirs, Path(png))
 
 
 if __name__ == '__main__':

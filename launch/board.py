@@ -33,7 +33,7 @@ def tensorboard(logdir: Path) -> Iterator[str]:
 
 
 def write_text(directory: Path, step: int, name: str, markdown: str) -> None:
-    """Adds a text to what TensorBoard shows, without TensorFlow, which takes seconds to load.
+    """Adds a text to what TensorBoard shows.
 
     Args:
         directory: where event files go; made when absent.
@@ -44,18 +44,34 @@ def write_text(directory: Path, step: int, name: str, markdown: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
     from tensorboard.compat.proto.types_pb2 import DT_STRING
-    from tensorboard.summary.writer.record_writer import RecordWriter
 
     plugin = SummaryMetadata.PluginData(plugin_name='text')
     tensor = TensorProto(
         dtype=DT_STRING, string_val=[markdown.encode()], tensor_shape=TensorShapeProto()
     )
     value = Summary.Value(tag=name, metadata=SummaryMetadata(plugin_data=plugin), tensor=tensor)
+    write_events(directory, step, value)
+
+
+def write_events(directory: Path, step: int, value) -> None:
+    """Adds a file with one value, without TensorFlow, which takes seconds to load.
+
+    Args:
+        directory: where event files go; made when absent.
+        step: steps taken.
+        value: a `Summary.Value` of TensorBoard.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
     now = time.time()
     events = [
         Event(wall_time=now, file_version='brain.Event:2'),

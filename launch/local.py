@@ -174,7 +174,7 @@ class Workers:
 
 def check_gpus(workers: int) -> None:
     """Raises ConfigError if there are GPUs on this host, but not one for each worker."""
-    gpus = _gpus()
+    gpus = visible_gpus()
     if workers > 1 and gpus and len(gpus) < workers:
         raise ConfigError(
             f'{workers} workers need a GPU each, but there are {len(gpus)}: {",".join(gpus)}. Use '
@@ -186,7 +186,7 @@ def intra_op_threads(workers: int, wanted: int | None = None) -> str | None:
     """Returns what TF_NUM_INTRAOP_THREADS is for each of `workers`, None if it is not set."""
     if (chosen := os.environ.get(_THREADS)) is not None:
         return chosen
-    if (wanted or workers) == 1 or _gpus():
+    if (wanted or workers) == 1 or visible_gpus():
         return None
     # Each worker would otherwise start a thread for every core of the host.
     return str(max(1, len(os.sched_getaffinity(0)) // workers))
@@ -205,7 +205,7 @@ def environments(
     """
     # TF_CONFIG of an outer job is that job's business.
     common = {name: value for name, value in os.environ.items() if name != 'TF_CONFIG'}
-    gpus = _gpus()
+    gpus = visible_gpus()
     each = len(gpus) // wanted
     if threads := intra_op_threads(count, wanted):
         common[_THREADS] = threads
@@ -230,7 +230,7 @@ def _state(pid: int) -> str:
     return 'stopped' if stopped else 'running'
 
 
-def _gpus() -> list[str]:
+def visible_gpus() -> list[str]:
     """The GPUs that this process may use, by CUDA's names."""
     if (visible := os.environ.get('CUDA_VISIBLE_DEVICES')) is not None:
         # CUDA sees those before the first that is not there.

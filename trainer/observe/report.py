@@ -6,6 +6,7 @@ import numpy as np
 from absl import logging
 
 from trainer.model_dir import ModelDir
+from trainer.observe import phases
 from trainer.observe.config_record import record_config
 from trainer.observe.progress import Progress, line
 from trainer.observe.sample_log import SampleLog
@@ -125,6 +126,8 @@ class Report:
         if self._eval:
             logging.info('evaluation at %s', line(step, self._last_step, values))
             self._eval.scalars(step, values)
+            # Sweeps go by it while the run is on.
+            phases.enter('stepping', step=step, **{f'eval/{n}': v for n, v in values.items()})
 
     def histograms(self, step: int, arrays: Callable[[], Mapping[str, np.ndarray]]) -> None:
         """Writes the distributions of arrays, computed on the chief only."""
