@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import math
 import random
+import warnings
 from collections.abc import Mapping, Sequence
 
 from launch.sweeps.book import Trial
@@ -86,13 +87,13 @@ def _optuna(plan: Plan, number: int, trials: Sequence[Trial]) -> dict[str, str]:
     optuna = _import_optuna()
     made = {name: _distribution(optuna, domain) for name, domain in plan.parameters.items()}
     digest = hashlib.sha256(f'{plan.seed}/{number}'.encode()).digest()
-    sampler = optuna.samplers.TPESampler(
-        seed=int.from_bytes(digest[:4], 'big'),
-        multivariate=True,
-        # Trials that run count as bad ones, or several at once would all try the same.
-        constant_liar=True,
-        warn_independent_sampling=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(
+            seed=int.from_bytes(digest[:4], 'big'),
+            # Trials that run count as bad ones, or several at once would all try the same.
+            constant_liar=True,
+        )
     study = optuna.create_study(
         direction='maximize' if plan.mode == 'max' else 'minimize', sampler=sampler
     )

@@ -1,0 +1,135 @@
+"""A sweep of real runs that is killed, and goes on."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.chaos.jobs import DEADLINE_SECONDS, processes_of
+from tests.processes import environment
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+
+# One of the four cannot share its batch among two replicas.
+FILE = """
+sweep.method = 'grid'
+sweep.metric = 'eval/accuracy'
+sweep.mode = 'max'
+sweep.parameters = {'LEARNING_RATE': [0.05, 0.0005], 'BATCH_SIZE': [50, 51]}
+"""
+FLAGS = [
+    '--sweep_file=sweep.gin',
+    '--parallel=2',
+    '--gin_file=runs/digits_mlp.gin',
+    '--gin.STEPS=120',
+    '--gin.mlp.units=16',
+    '--gin.train.eval_every=40',
+    '--gin.train.save_every=20',
+    '--max_restarts=0',
+]
+HPARAMS = """
+import json, sys, types
+sys.modules['tensorboard.compat.notf'] = types.ModuleType('notf')
+from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins import base_plugin
+from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+
+multiplexer = plugin_event_multiplexer.EventMultiplexer()
+multiplexer.AddRunsFromDirectory(sys.argv[1])
+multiplexer.Reload()
+provider = data_provider.MultiplexerDataProvider(multiplexer, sys.argv[1])
+asked = api_pb2.ListSessionGroupsRequest(
+    start_index=0,
+    slice_size=100,
+    allowed_statuses=[0, 1, 2, 3],
+    col_params=[api_pb2.ColParams(metric=api_pb2.MetricName(group='eval', tag='accuracy'))],
+)
+groups = list_session_groups.Handler(
+    request_context=RequestContext(),
+    backend_context=backend_context.Context(base_plugin.TBContext(data_provider=provider)),
+    experiment_id='e',
+    request=asked,
+).run().session_groups
+print(json.dumps({s.name: [v.value for v in s.metric_values] for g in groups for s in g.sessions}))
+"""
+
+
+def start(directory, *flags):
+    command = [sys.executable, '-m', 'launch', 'sweep', *FLAGS, f'--model_dir={directory}', *flags]
+    with open(directory.parent / 'said', 'a') as said:
+        return subprocess.Popen(
+            command, cwd=directory.parent, env=environment(), stdout=said, stderr=said
+        )
+
+
+def trials(directory):
+    content = json.loads((directory / 'sweep.json').read_text())
+    return {trial['number']: trial for trial in content['trials']}
+
+
+def until(condition, process):
+    end = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert process.poll() is None, 'it has ended'
+        assert time.monotonic() < end, 'it takes too long'
+        time.sleep(0.1)
+
+
+def test_a_killed_sweep_goes_on_and_one_failure_does_not_end_it(tmp_path):
+    (tmp_path / 'sweep.gin').write_text(FILE)
+    directory = tmp_path / 'sweep'
+    first = start(directory)
+    try:
+        # The first trial has saved something.
+        checkpoints = directory / 'trial-001' / 'checkpoints'
+        until(lambda: any(checkpoints.glob('step-*/manifest.json')), first)
+        before = trials(directory)
+        second = start(directory)
+        assert second.wait(DEADLINE_SECONDS) == 2
+        assert 'is in use by process' in (tmp_path / 'said').read_text()
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    # Nothing is left of it.
+    _, alive = psutil.wait_procs(processes_of(directory), timeout=30)
+    assert not alive
+    assert before[1]['state'] == 'running' or before[1]['state'] == 'finished'
+
+    again = start(directory)
+    try:
+        assert again.wait(DEADLINE_SECONDS) == 0, (tmp_path / 'said').read_text()
+    finally:
+        again.kill()
+        again.wait()
+    found = trials(directory)
+    assert [found[n]['state'] for n in range(1, 5)] == ['finished', 'failed', 'finished', 'failed']
+    assert 'BATCH_SIZE' in found[2]['reason'] or 'batch' in found[2]['reason']
+    assert all(found[n]['parameters'] == before[n]['parameters'] for n in before)
+    assert found[1]['value'] > 0.8 > found[3]['value']
+    assert found[1]['step'] == 120
+    # What the first trial had done was not done again.
+    ledger = (directory / 'trial-001' / 'ledger.jsonl').read_text().splitlines()
+    begun = [json.loads(line) for line in ledger if '"event": "attempt"' in line]
+    assert begun[0]['step'] == 0
+    assert before[1]['state'] == 'finished' or begun[-1]['step'] >= 20
+
+    # What has ended is not run again, and the table is shown.
+    third = start(directory)
+    assert third.wait(DEADLINE_SECONDS) == 0
+    assert trials(directory) == found
+    said = (tmp_path / 'said').read_text().splitlines()
+    table = [line.split()[0] for line in said if line.startswith('trial-') and '  ' in line]
+    assert table[-4:] == ['trial-001', 'trial-003', 'trial-002', 'trial-004']
+
+    done = subprocess.run(
+        [sys.executable, '-c', HPARAMS, str(directory)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert shown['trial-001'] == [pytest.approx(found[1]['value'], abs=1e-6)]
+    assert shown['trial-003'] == [pytest.approx(found[3]['value'], abs=1e-6)]
