@@ -57,8 +57,8 @@ def sweep(argv: Sequence[str]) -> int:
         book = Book(directory.path)
         if not is_sweep(directory.path):
             check(plan, job)
-        if book.begin(plan, job.script):
-            hparams.write_experiment(directory.path, plan)
+        book.begin(plan, job.script)
+        hparams.write_experiment(directory.path, plan)
         return _run(plan, book, job, places, directory.path)
 
 

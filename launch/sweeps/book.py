@@ -77,8 +77,8 @@ class Book:
         """The directory of a trial's run."""
         return ModelDir(self.directory / trial.name)
 
-    def begin(self, plan: Plan, script: Script) -> bool:
-        """Begins the sweep, or goes on with it; returns whether it is new.
+    def begin(self, plan: Plan, script: Script) -> None:
+        """Begins the sweep, or goes on with it.
 
         Raises:
             ConfigError: another sweep, or a run, is in the directory.
@@ -93,7 +93,7 @@ class Book:
             script.save(self.config)
             self._head = {'format': FORMAT, 'plan': described, 'config_sha256': config_sha256}
             self._write()
-            return True
+            return
         self.load()
         begun = self.plan
         for name in described:
@@ -116,7 +116,6 @@ class Book:
             )
         self._head['plan'] = described
         self._write()
-        return False
 
     def load(self) -> None:
         """Reads what was written.

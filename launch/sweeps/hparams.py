@@ -10,11 +10,13 @@ _END = {'finished': 'STATUS_SUCCESS', 'stopped': 'STATUS_SUCCESS', 'failed': 'ST
 
 
 def write_experiment(directory: Path, plan: Plan) -> None:
-    """Writes which parameters and which metric there are; once, at the root of the sweep.
+    """Writes at the root of a sweep what its parameters and its metric are, unless it is there.
 
     Raises:
         OSError: it cannot be written.
     """
+    if any(directory.glob('*tfevents*')):
+        return
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
     group, tag = plan.metric.split('/', 1)

@@ -13,13 +13,13 @@ from trainer.model_dir import ModelDir
     [
         (
             ['rum'],
-            "'rum' is not a verb of phalanx (run, check, sweep, submit, status, logs, cancel, list, "
-            "top, report, rerun, replay, prepare, inspect). Did you mean 'run'?",
+            "'rum' is not a verb of phalanx (run, check, sweep, submit, status, logs, cancel, "
+            "list, top, report, rerun, replay, prepare, inspect). Did you mean 'run'?",
         ),
         (
             ['--workers=2'],
-            "'--workers=2' is not a verb of phalanx (run, check, sweep, submit, status, logs, cancel, "
-            'list, top, report, rerun, replay, prepare, inspect).',
+            "'--workers=2' is not a verb of phalanx (run, check, sweep, submit, status, logs, "
+            'cancel, list, top, report, rerun, replay, prepare, inspect).',
         ),
         (
             ['run', '--wrokers=2'],
