@@ -46,7 +46,8 @@ from trainer.evaluate import evaluate as _evaluate
 from trainer.export.saved_model import export as _export
 from trainer.groups import Group, layerwise_rates, no_decay
 from trainer.meeting import meet as _meet
-from trainer.models import byte_lm, cnn, linear, mlp, resnet, wide_and_deep
+from trainer.metrics import BitsPerByte
+from trainer.models import cnn, linear, mlp, resnet, transformer_lm, wide_and_deep
 from trainer.prepare import splits as _splits
 from trainer.replay import Replay
 from trainer.replay import replay as _replay
@@ -102,7 +103,8 @@ _PARTS = (
     mix.cutmix,
     augment.scale_images,
     augment.chain,
-    byte_lm.byte_lm,
+    transformer_lm.transformer_lm,
+    BitsPerByte,
     cnn.cnn,
     linear.linear,
     mlp.mlp,

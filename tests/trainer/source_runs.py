@@ -103,8 +103,8 @@ def cases(data: Path) -> dict[str, tuple[list[str], list[str]]]:
         f"TRAIN_FILES = '{data}/*.csv'",
         f"EVAL_FILES = '{data}/penguins.csv'",
         'LENGTH = 32',
-        'byte_lm.units = 8',
-        'byte_lm.blocks = 2',
+        'transformer_lm.units = 8',
+        'transformer_lm.blocks = 2',
     ]
     files = {name: gin(name, _FILES) for name in ('tfrecord', 'array_record')}
     bad_files = {
@@ -121,7 +121,7 @@ def cases(data: Path) -> dict[str, tuple[list[str], list[str]]]:
         'parquet': (['runs/table.gin'], table('penguins.parquet')),
         'text': (['runs/text.gin'], text),
         'tokens': (
-            ['runs/text.gin'],
+            ['runs/tokens.gin'],
             [*text, 'NUM_CLASSES = 300', f"TOKENIZER = '{data}/tokenizer.json'"],
         ),
         'tfds': (

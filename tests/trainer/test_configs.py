@@ -20,6 +20,12 @@ LEFT_TO_THE_USER = {
     'runs/table.gin': ["FILES = 'd.csv'", "LABEL = 'y'", 'NUM_CLASSES = 3'],
     'runs/table_regression.gin': ["FILES = 'd.csv'", "LABEL = 'y'"],
     'runs/text.gin': ["TRAIN_FILES = 'a.txt'", "EVAL_FILES = 'b.txt'"],
+    'runs/tokens.gin': [
+        "TRAIN_FILES = 'a.txt'",
+        "EVAL_FILES = 'b.txt'",
+        "TOKENIZER = 't.json'",
+        'NUM_CLASSES = 300',
+    ],
 }
 
 

@@ -1,10 +1,16 @@
 """SavedModels in TensorFlow Serving's numbered layout, proved in a fresh process.
 
 The model is built anew outside any strategy and filled from a checkpoint, so nothing of the
-training, replicas least of all, leaks into what is served. The signature takes raw features:
-the data's deterministic preprocessing is inside.
+training, replicas least of all, leaks into what is served. The signature `serving_default` takes
+raw features: the data's deterministic preprocessing is inside.
+
+A model may offer further signatures by a method `signatures()`, without arguments, that returns
+{name: (function, example)}. The function is a `tf.function` with an `input_signature` that returns
+a dict of tensors; the example has a value for each of its arguments, with which it is tried out,
+and for which it must always return the same.
 """
 
+import inspect
 import json
 import keyword
 import os
@@ -15,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -30,12 +37,20 @@ from trainer.export import verify
 from trainer.model_dir import ModelDir
 from trainer.state import State, build_model
 
+_DEFAULT = 'serving_default'
 _EXAMPLES = 8
 # The folder of a SavedModel that is left to whoever writes it.
 _ORIGIN = 'assets.extra/phalanx.json'
 # The fresh process may use other threads and kernels: the last bits may differ, which in half
 # precision are not far from the first.
 _TOLERANCE = {'float32': 1e-4, 'float16': 1e-2, 'bfloat16': 5e-2}
+
+
+class _Call(NamedTuple):
+    """What a signature is tried out with, by argument, and what it returns here."""
+
+    inputs: Features
+    outputs: Features
 
 
 def export(
@@ -65,10 +80,11 @@ def export(
         The directory of the SavedModel. Its signature `serving_default` maps the raw features
         [batch, ...] to 'outputs', or to the names of a model with several outputs; 'output_0',
         'output_1', ... where they have none. What the features' arguments are called, see
-        `argument_names`.
+        `argument_names`. The model's own signatures are beside it.
 
     Raises:
-        ConfigError: there is no such checkpoint, or it is of another model.
+        ConfigError: there is no such checkpoint, it is of another model, or the model's
+            `signatures` are not as they should be.
         RuntimeError: the loaded SavedModel's outputs are not the trained model's.
     """
     dirs = ModelDir(model_dir)
@@ -109,12 +125,19 @@ def export(
             arguments[name]: tf.TensorSpec(spec.shape, spec.dtype, arguments[name])
             for name, spec in raw_spec(data).items()
         }
-        archive.add_endpoint('serving_default', serve_arguments, input_signature=[signature])
+        archive.add_endpoint(_DEFAULT, serve_arguments, input_signature=[signature])
+        examples = _first_good(data.source)
+        features = {name: examples[name] for name in arguments}
+        inputs = {arguments[name]: value for name, value in features.items()}
+        calls = {_DEFAULT: _Call(inputs, tf.function(serve)(features))}
+        for name, (function, inputs) in _own_signatures(built).items():
+            calls[name] = _Call(inputs, function(**inputs))  # Which traces it, too.
+            archive.add_endpoint(name, function)
         dirs.export.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f'.tmp-{step}-', dir=dirs.export))
         try:
             archive.write_out(aside / 'model', verbose=False)
-            _prove(aside, tf.function(serve), data, _TOLERANCE[precision])
+            _prove(aside, calls, _TOLERANCE[precision])
             (aside / 'model' / _ORIGIN).parent.mkdir(exist_ok=True)
             (aside / 'model' / _ORIGIN).write_text(json.dumps(origin))
             if target.exists():
@@ -166,10 +189,34 @@ def _put_aside(target: Path) -> None:
     logging.warning('%s was of another state of step %s; it is %s now', target, target.name, aside)
 
 
+def _own_signatures(built: keras.Model) -> dict[str, tuple[Callable, Features]]:
+    """Returns what the method `signatures` of a model does, the examples as tensors."""
+    offered = built.signatures() if hasattr(built, 'signatures') else {}
+    checked = {}
+    for name, (function, example) in offered.items():
+        specs = getattr(function, 'input_signature', None)
+        if not name.isidentifier() or name == _DEFAULT or specs is None:
+            raise ConfigError(
+                f'The model {built.name!r} offers the signature {name!r}. It must be a tf.function '
+                f'with an input_signature, and its name one of Python other than {_DEFAULT!r}.'
+            )
+        arguments = list(inspect.signature(function.python_function).parameters)
+        if sorted(example) != sorted(arguments):
+            raise ConfigError(
+                f'The example of the signature {name!r} of the model {built.name!r} is of '
+                f'{sorted(example)}, but its arguments are {sorted(arguments)}.'
+            )
+        types = dict(zip(arguments, specs, strict=True))
+        checked[name] = function, {k: tf.constant(example[k], types[k].dtype) for k in arguments}
+    return checked
+
+
 def _plain(tensor: tf.Tensor) -> np.ndarray:
     """Returns a tensor as what a file of numpy's holds; of texts, their bytes in TensorFlow's."""
     if tensor.dtype == tf.string:
         return np.frombuffer(tf.io.serialize_tensor(tensor).numpy(), np.uint8)
+    if tensor.dtype == tf.bfloat16:
+        return tensor.numpy().astype(np.float32)
     return tensor.numpy()
 
 
@@ -193,16 +240,12 @@ def _first_good(source: Source) -> Features:
     )
 
 
-def _prove(aside: Path, serve: Callable, data: Data, tolerance: float) -> None:
-    """Compares the SavedModel in a fresh process with `serve` here, on some examples."""
-    examples = _first_good(data.source)
-    features = {name: examples[name] for name in raw_spec(data)}
-    arguments = argument_names(features)
-    # With '_' before them, as `savez` has parameters of its own.
-    raw = {f'_{arguments[name]}': _plain(v) for name, v in features.items()}
-    np.savez(aside / 'features.npz', **raw)
-    outputs = {name: v.numpy().astype(np.float32) for name, v in serve(features).items()}
-    np.savez(aside / 'outputs.npz', **outputs)
+def _prove(aside: Path, calls: dict[str, _Call], tolerance: float) -> None:
+    """Compares the SavedModel in a fresh process with what its signatures return here."""
+    for name, call in calls.items():
+        # With '_' before them, as `savez` has parameters of its own.
+        np.savez(aside / f'{name}.in.npz', **{f'_{k}': _plain(v) for k, v in call.inputs.items()})
+        np.savez(aside / f'{name}.out.npz', **{f'_{k}': _plain(v) for k, v in call.outputs.items()})
     # By its path: the file alone, so that nothing of Phalanx is imported there.
     command = [sys.executable, verify.__file__, os.fspath(aside), str(tolerance)]
     hidden = {'TF_CONFIG': '', 'CUDA_VISIBLE_DEVICES': '-1'}

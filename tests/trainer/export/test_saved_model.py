@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import subprocess
 import sys
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -227,14 +228,26 @@ class Double(tf.Module):
     def serve(self, x):
         return {'outputs': 2.0 * tf.cast(x, tf.float32)}
 
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, 'x')])
+    def repeat(self, x):
+        return {'text': x + x}
+
+
+def text(*values):
+    return np.frombuffer(tf.io.serialize_tensor(tf.constant(values)).numpy(), np.uint8)
+
 
 @pytest.fixture
 def aside(tmp_path):
-    """A folder as `export` hands it to the proof: the model, features and right outputs."""
+    """A folder as `export` hands it to the proof: the model, arguments and right outputs."""
     double = Double()
-    tf.saved_model.save(double, str(tmp_path / 'model'), {'serving_default': double.serve})
-    np.savez(tmp_path / 'features.npz', x=np.array([1, 2, 200], np.uint8))
-    np.savez(tmp_path / 'outputs.npz', outputs=np.array([2.0, 4.0, 400.0], np.float32))
+    signatures = {'serving_default': double.serve, 'repeat': double.repeat}
+    tf.saved_model.save(double, str(tmp_path / 'model'), signatures)
+    np.savez(tmp_path / 'serving_default.in.npz', _x=np.array([1, 2, 200], np.uint8))
+    outputs = np.array([2.0, 4.0, 400.0], np.float32)
+    np.savez(tmp_path / 'serving_default.out.npz', _outputs=outputs)
+    np.savez(tmp_path / 'repeat.in.npz', _x=text('ab', ''))
+    np.savez(tmp_path / 'repeat.out.npz', _text=text('abab', ''))
     return tmp_path
 
 
@@ -246,13 +259,70 @@ def test_the_proof_accepts_what_is_right(aside, capsys):
 @pytest.mark.parametrize(
     ('outputs', 'message'),
     [
-        ({'outputs': [2.0, 4.0, 401.0]}, "'outputs' differs from the trained model by 1\n"),
-        ({'outputs': [2.0, 4.0, np.nan]}, "'outputs' differs from the trained model by nan\n"),
-        ({'logits': [2.0]}, "the signature does not return 'logits', but ['outputs']\n"),
+        ({'_outputs': [2.0, 4.0, 401.0]}, "'outputs' differs from the trained model by 1\n"),
+        ({'_outputs': [2.0, 4.0, np.nan]}, "'outputs' differs from the trained model by nan\n"),
+        ({'_logits': [2.0]}, "it does not return 'logits', but ['outputs']\n"),
     ],
 )
 def test_the_proof_refuses_what_differs(aside, capsys, outputs, message):
     arrays = {name: np.array(values, np.float32) for name, values in outputs.items()}
-    np.savez(aside / 'outputs.npz', **arrays)
+    np.savez(aside / 'serving_default.out.npz', **arrays)
     assert verify.main(str(aside), 1e-4) == 1
-    assert capsys.readouterr().out == message
+    assert capsys.readouterr().out == f'serving_default: {message}'
+
+
+def test_the_proof_refuses_another_text(aside, capsys):
+    np.savez(aside / 'repeat.out.npz', _text=text('abab', 'x'))
+    assert verify.main(str(aside), 1e-4) == 1
+    assert capsys.readouterr().out == "repeat: 'text' is not what the trained model returns\n"
+
+
+class Halving(keras.Model):
+    """Offers a signature of its own, as any model may."""
+
+    offered = 'halve'
+    example: ClassVar = {'size': 3.0}
+
+    def __init__(self):
+        super().__init__()
+        self.flatten, self.dense = keras.layers.Flatten(), keras.layers.Dense(tiny.CLASSES)
+
+    def call(self, inputs):
+        return self.dense(self.flatten(inputs))
+
+    def signatures(self):
+        @tf.function(input_signature=[tf.TensorSpec([], tf.float32)])
+        def halve(size):
+            return {
+                'half': size / 2,
+                'bias': tf.identity(self.dense.bias),
+                'said': tf.constant('½'),
+            }
+
+        return {self.offered: (halve, self.example)}
+
+
+def test_a_model_serves_its_own_signatures(make_strategy, tmp_path):
+    path = export(**trained(make_strategy(1), tmp_path, model=Halving))
+    served = tf.saved_model.load(str(path)).signatures
+    assert sorted(served) == ['halve', 'serving_default']
+    found = served['halve'](size=tf.constant(5.0))
+    assert found['half'] == 2.5
+    assert found['said'].numpy().decode() == '½'
+    checkpoint = Checkpoints(tmp_path / 'checkpoints').read(2)[0]
+    biases = [value for name, value in checkpoint.items() if name == 'halving/dense/bias']
+    np.testing.assert_array_equal(found['bias'], biases[0])
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'offered': 'serving_default'}, "its name one of Python other than 'serving_default'"),
+        ({'offered': 'a/b'}, "offers the signature 'a/b'"),
+        ({'example': {'width': 1.0}}, r"is of \['width'\], but its arguments are \['size'\]"),
+    ],
+)
+def test_signatures_that_cannot_be_served_are_told(make_strategy, tmp_path, changes, message):
+    model = type('Changed', (Halving,), changes)
+    with pytest.raises(ConfigError, match=message):
+        export(**trained(make_strategy(1), tmp_path, model=model))
