@@ -31,6 +31,7 @@ from trainer.data import (
     table,
     table_features,
     text,
+    text_folder,
     tfds,
     tfrecord,
 )
@@ -47,7 +48,7 @@ from trainer.export.saved_model import export as _export
 from trainer.groups import Group, layerwise_rates, no_decay
 from trainer.meeting import meet as _meet
 from trainer.metrics import BitsPerByte
-from trainer.models import cnn, linear, mlp, resnet, transformer_lm, wide_and_deep
+from trainer.models import cnn, linear, mlp, resnet, text_classifier, transformer_lm, wide_and_deep
 from trainer.prepare import splits as _splits
 from trainer.replay import Replay
 from trainer.replay import replay as _replay
@@ -93,6 +94,8 @@ _PARTS = (
     table.table,
     table_features.table_features,
     text.text,
+    text_folder.text_folder,
+    text_folder.byte_tokens,
     tfds.tfds,
     augment.random_shift,
     augment.random_flip,
@@ -103,6 +106,7 @@ _PARTS = (
     mix.cutmix,
     augment.scale_images,
     augment.chain,
+    text_classifier.text_classifier,
     transformer_lm.transformer_lm,
     BitsPerByte,
     cnn.cnn,

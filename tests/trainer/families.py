@@ -9,7 +9,15 @@ import numpy as np
 
 from trainer.data.arrays import Arrays
 from trainer.data.batch import Data
-from trainer.models import cnn, linear, mlp, resnet, wide_and_deep
+from trainer.models import (
+    cnn,
+    linear,
+    mlp,
+    resnet,
+    text_classifier,
+    transformer_lm,
+    wide_and_deep,
+)
 
 EXAMPLES, CLASSES = 48, 4
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -41,6 +49,10 @@ def families() -> dict[str, Family]:
     crosses = np.eye(5, dtype=np.float32)[rng.integers(0, 5, EXAMPLES)]
     rows = {'features': images[:, 0, :, 0], 'crosses': crosses, 'label': label}
     wide_data = Data(Arrays(rows), inputs=('features', 'crosses'))
+    tokens = rng.integers(1, 257, (EXAMPLES, 13)).astype(np.int32)
+    lengths = rng.integers(1, 13, (EXAMPLES, 1))
+    texts = {'tokens': np.where(np.arange(12) < lengths, tokens[:, :-1], 0), 'label': label}
+    windows = {'tokens': tokens[:, :-1], 'targets': tokens[:, 1:]}
     return {
         'cnn': Family(
             functools.partial(cnn.cnn, CLASSES, filters=4, units=8, dropout=0.0, synchronized=True),
@@ -57,5 +69,15 @@ def families() -> dict[str, Family]:
         'wide_and_deep': Family(
             functools.partial(wide_and_deep.wide_and_deep, CLASSES, units=(8, 4), dropout=0.0),
             wide_data,
+        ),
+        'transformer_lm': Family(
+            functools.partial(transformer_lm.transformer_lm, 257, units=8, blocks=1, heads=2),
+            Data(Arrays(windows), 'tokens', label='targets'),
+        ),
+        'text_classifier': Family(
+            functools.partial(
+                text_classifier.text_classifier, CLASSES, units=8, blocks=1, heads=2, dropout=0.0
+            ),
+            Data(Arrays(texts), 'tokens'),
         ),
     }

@@ -20,6 +20,7 @@ LEFT_TO_THE_USER = {
     'runs/table.gin': ["FILES = 'd.csv'", "LABEL = 'y'", 'NUM_CLASSES = 3'],
     'runs/table_regression.gin': ["FILES = 'd.csv'", "LABEL = 'y'"],
     'runs/text.gin': ["TRAIN_FILES = 'a.txt'", "EVAL_FILES = 'b.txt'"],
+    'runs/text_folder.gin': ["DATA_DIR = 'd'", 'NUM_CLASSES = 4'],
     'runs/tokens.gin': [
         "TRAIN_FILES = 'a.txt'",
         "EVAL_FILES = 'b.txt'",

@@ -14,6 +14,9 @@ import tensorflow as tf
 
 from trainer.errors import ConfigError
 
+# Added to a score, it leaves nothing of it.
+HIDDEN = -1e9
+
 
 class Cache(NamedTuple):
     """Keys and values of the positions a block has seen, each [length, batch, heads, width]."""
@@ -76,7 +79,7 @@ class Attention(keras.layers.Layer):
         Args:
             x: [batch, length, units].
             turn: from `rotation`, of the positions of x.
-            bias: float, added to the scores: 0 where a query may look, a large negative number
+            bias: float, added to the scores: 0 where a query may look and `HIDDEN`
                 elsewhere; broadcast to [batch, heads, length, length of the keys].
             positions: int32 [length], where in `cache` the keys and values of x go.
             cache: of earlier positions, which x looks at too.

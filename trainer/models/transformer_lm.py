@@ -12,12 +12,10 @@ import tensorflow as tf
 
 from trainer.data.text import SEPARATOR
 from trainer.errors import ConfigError
-from trainer.models.transformer import Block, Cache, rotation
+from trainer.models.transformer import HIDDEN, Block, Cache, rotation
 
 # In rows of tokens: nothing, after the last one.
 NONE = -1
-# Added to a score, it leaves nothing of it.
-_HIDDEN = -1e9
 
 
 class TransformerLM(keras.Model):
@@ -75,7 +73,7 @@ class TransformerLM(keras.Model):
         visible = back >= 0
         if self.window is not None:
             visible &= back < self.window
-        bias = tf.where(visible, 0.0, _HIDDEN)
+        bias = tf.where(visible, 0.0, HIDDEN)
         x, after = self.embedding(tokens), []
         for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
             x, cache = block(x, turn, bias, positions, cache, training=training)
@@ -204,7 +202,7 @@ def _draw(logits, temperature, top_k, seed) -> tf.Tensor:
     kept = tf.where(top_k > 0, tf.minimum(top_k, classes), classes)
     least = tf.math.top_k(logits, kept).values[:, -1:]
     drawn = tf.random.stateless_categorical(
-        tf.where(logits >= least, logits, _HIDDEN) / tf.maximum(temperature, 1e-6),
+        tf.where(logits >= least, logits, HIDDEN) / tf.maximum(temperature, 1e-6),
         1,
         seed,
         dtype=tf.int32,
