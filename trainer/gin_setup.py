@@ -56,6 +56,7 @@ from trainer.retention import Keep
 from trainer.schedule import Schedule, scaled_rate
 from trainer.strategy import build_strategy as _build_strategy
 from trainer.train import train as _train
+from trainer.warm_start import WarmStart
 
 # What the program calls, by gin's name, with the parameters that the program itself supplies.
 _ROOTS = {
@@ -77,6 +78,7 @@ _PARTS = (
     subset,
     Keep,
     Divergence,
+    WarmStart,
     Schedule,
     scaled_rate,
     Group,

@@ -24,6 +24,7 @@ from trainer.objective import Objective
 from trainer.preflight import check_batch_size
 from trainer.state import build_state
 from trainer.sums import Metrics
+from trainer.warm_start import WarmStart, begin_with
 from trainer.watched_step import Gradient, WatchedStep, eagerly
 
 # Of the variables of a large model only so many are worth a line.
@@ -125,6 +126,7 @@ def replay(
     accumulate: int = 1,
     canonical_shards: int | None = None,
     jit_compile: bool = False,
+    warm_start: WarmStart | None = None,
     allow_changes: Sequence[str] = (),
     oldest: int = 0,
     debug: bool = False,
@@ -141,8 +143,8 @@ def replay(
         model_dir: of the run.
         step: which one, from 1 to the length of the run.
         model, optimizer, loss, train_data, steps, batch_size, metrics, groups, seed, precision,
-            accumulate, canonical_shards, jit_compile, allow_changes: what `trainer.train` was
-            given.
+            accumulate, canonical_shards, jit_compile, warm_start, allow_changes: what
+            `trainer.train` was given.
         oldest: no checkpoint of an earlier step will do, as the run was another one then.
         debug: whether the eager step runs under pdb, with a breakpoint in the model's `call`.
 
@@ -180,6 +182,8 @@ def replay(
     if start:
         check_unchanged(manifest, identity, allow_changes)
         state.restore(tensors)
+    elif warm_start is not None:
+        begin_with(warm_start, state)
 
     left_out = _left_out(checkpoints)
 

@@ -44,6 +44,7 @@ from trainer.step import TrainStep
 from trainer.stop import StopRequest
 from trainer.strategy import topology
 from trainer.sums import Metrics, MetricSums
+from trainer.warm_start import WarmStart, begin_with
 
 # The host comes back to Python about this often: to log, to save, to hear a signal.
 SECONDS_PER_CALL = 1.0
@@ -95,6 +96,7 @@ def train(
     histograms_every: int | str | None = None,
     keep: Keep | None = None,
     asynchronous_saves: bool = True,
+    warm_start: WarmStart | None = None,
     allow_changes: Sequence[str] = (),
     sample_log: bool = False,
     max_steps: int | None = None,
@@ -135,6 +137,7 @@ def train(
         keep: which checkpoints are kept; the default is `Keep()`. With `Keep.best` a checkpoint
             is also saved at every step at which its metric is measured.
         asynchronous_saves: whether a thread writes checkpoints while training goes on.
+        warm_start: which weights a new run begins with; a resumed one has its own.
         allow_changes: what may differ from the checkpoint: 'seed', 'global_batch_size',
             'num_examples', 'data_fingerprint'.
         sample_log: whether the record numbers of every batch are written to samples.tsv.
@@ -280,18 +283,21 @@ def train(
             step = int(agreement.chief_does(lambda: checkpoints.newest_good() or 0))
             end = last_step if max_steps is None else min(last_step, step + max_steps)
             known_metrics: dict[str, float] = {}
-            bad_steps = BadSteps(divergence)
+            bad_steps, warm_started = BadSteps(divergence), None
             if step:
                 tensors, manifest = checkpoints.read(step)
                 check_unchanged(manifest, identity, allow_changes)
                 state.restore(tensors)
                 known_metrics.update(manifest['metrics'])
                 left_out = left_out or LeftOut.of(manifest)
+                warm_started = manifest.get('warm_start')
                 bad_steps = BadSteps(divergence, manifest.get('bad_steps'))
                 logging.info('resumed at step %d from %s', step, checkpoints.path(step))
                 tell_changes(manifest['topology'], topology(strategy, cluster))
                 if step >= end:
                     logging.info('There is nothing left to train.')
+            elif warm_start is not None:
+                warm_started = begin_with(warm_start, state)
             left_out = left_out or LeftOut()
             agreement.check_same('the restored state', lambda: state_sha256(state.snapshot()))
 
@@ -313,6 +319,7 @@ def train(
                         'bad_steps': bad_steps.record(),
                         'left_out': dataclasses.asdict(left_out),
                         'preprocess': preprocess,
+                        'warm_start': warm_started,
                     },
                 )
 

@@ -178,7 +178,7 @@ def test_a_mistake_in_a_file_is_located(tmp_path):
 
 @pytest.mark.parametrize(
     'binding', ['LEARNING_RATE = 1', "train.steps = '2 epochs'", 'Keep.last = 5', 'BATCH_SIZE = 8',
-                'LEARNING_RATE = @keras.optimizers.schedules.ExponentialDecay()\n'
+                'AdamW.learning_rate = @keras.optimizers.schedules.ExponentialDecay()\n'
                 'ExponentialDecay:\n  initial_learning_rate = 0.1\n  decay_steps = 9\n'
                 '  decay_rate = 0.5'],
 )  # fmt: skip

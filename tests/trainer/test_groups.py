@@ -288,3 +288,19 @@ def test_a_restored_state_goes_on_to_the_same_bits(make_strategy):
 
 def test_without_groups_the_optimizer_is_kerass_own(make_strategy):
     assert type(Training(make_strategy(1), model).state.optimizer) is SGD
+
+
+def test_lamb_is_the_same_on_two_replicas_and_goes_on_to_the_same_bits(make_strategy):
+    def training(replicas):
+        optimizer = functools.partial(keras.optimizers.Lamb, 0.01, weight_decay=0.1)
+        return Training(make_strategy(replicas), model, optimizer, groups=[no_decay()])
+
+    one, two, again = training(1), training(2), training(2)
+    one.run(8)
+    two.run(4)
+    again.state.restore(two.variables())
+    again.start_at(4)
+    for each in (two, again):
+        each.run(4)
+    assert again.sha256() == two.sha256()
+    assert_close(two.weights(), one.weights(), rtol=1e-4)
