@@ -8,9 +8,15 @@ import time
 
 import psutil
 import pytest
+from absl import flags as absl_flags
 
+from launch import asked
+from launch.sweeps.book import Book, Trial
+from launch.sweeps.plan import read as read_plan
+from launch.sweeps.search import draw
 from tests.chaos.jobs import DEADLINE_SECONDS, processes_of
 from tests.processes import environment
+from trainer.model_dir import ModelDir
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
@@ -59,8 +65,8 @@ print(json.dumps({s.name: [v.value for v in s.metric_values] for g in groups for
 """
 
 
-def start(directory, *flags):
-    command = [sys.executable, '-m', 'launch', 'sweep', *FLAGS, f'--model_dir={directory}', *flags]
+def start(directory, flags=FLAGS):
+    command = [sys.executable, '-m', 'launch', 'sweep', *flags, f'--model_dir={directory}']
     with open(directory.parent / 'said', 'a') as said:
         return subprocess.Popen(
             command, cwd=directory.parent, env=environment(), stdout=said, stderr=said
@@ -133,3 +139,45 @@ def test_a_killed_sweep_goes_on_and_one_failure_does_not_end_it(tmp_path):
     shown = json.loads(done.stdout)
     assert shown['trial-001'] == [pytest.approx(found[1]['value'], abs=1e-6)]
     assert shown['trial-003'] == [pytest.approx(found[3]['value'], abs=1e-6)]
+
+
+def test_a_trial_that_does_worse_than_others_saves_and_is_stopped(tmp_path):
+    text = FILE.replace('grid', 'random').replace("'BATCH_SIZE': [50, 51]", "'SEED': [0, 1, 2, 3]")
+    (tmp_path / 'sweep.gin').write_text(
+        f"{text.replace('0.05, 0.0005', '1e-6')}sweep.trials = 4\nsweep.stop = 'median'\n"
+    )
+    flags = [each for each in FLAGS if 'STEPS' not in each and 'parallel' not in each]
+    flags.append('--gin.STEPS=1000000')  # It would take an hour.
+    directory = tmp_path / 'sweep'
+    directory.mkdir()
+    # Three others have finished, each with nine of ten right at step 40.
+    plan = read_plan(str(tmp_path / 'sweep.gin'))
+    job = asked_for([*flags, f'--model_dir={directory}'])
+    book = Book(directory)
+    book.begin(plan, job.script)
+    for number in (1, 2, 3):
+        trial = book.note(Trial(number, draw(plan, number, ()), 'finished', 40, 0.9))
+        logs = book.dirs(trial).attempt(1)
+        logs.mkdir(parents=True)
+        line = {'time': 0, 'phase': 'stepping', 'step': 40, 'eval/accuracy': 0.9}
+        (logs / 'worker-0.phases.jsonl').write_text(json.dumps(line) + '\n')
+
+    process = start(directory, flags)
+    try:
+        assert process.wait(DEADLINE_SECONDS) == 0, (tmp_path / 'said').read_text()
+    finally:
+        process.kill()
+        process.wait()
+    found = trials(directory)[4]
+    assert (found['state'], found['code']) == ('stopped', 75)
+    assert found['value'] < 0.9
+    assert found['stop_at'] >= 40
+    assert ModelDir(directory / 'trial-004').newest_step() >= found['stop_at']
+    assert 'the median of others 0.9' in found['reason']
+
+
+def asked_for(flags):
+    values = absl_flags.FlagValues()
+    asked.define(values)
+    absl_flags.DEFINE_string('sweep_file', None, '', flag_values=values)
+    return asked.read(values, flags)

@@ -13,6 +13,7 @@ from launch.sweeps import book as books
 from launch.sweeps import hparams, report, search, stopping
 from launch.sweeps.book import Book, Trial
 from launch.sweeps.plan import Choice, Plan, Range, plain, read
+from launch.sweeps.runner import Runner
 from launch.sweeps.slots import Slot, slots
 from trainer import gin_files
 from trainer.errors import ConfigError
@@ -282,6 +283,28 @@ def test_the_rule_knows_losses_and_what_is_not_finite():
     assert stopping.median_rule(losses, {10: 0.41}, OTHERS)
     assert stopping.median_rule(PLAN, {10: math.nan}, OTHERS)
     assert stopping.median_rule(PLAN, {10: 0.5, 20: math.nan}, OTHERS) == ''
+
+
+def test_what_was_to_be_stopped_is_not_begun_again(tmp_path):
+    plan = planned(tmp_path, trials=2)
+    book = Book(tmp_path)
+    book.begin(plan, script())
+    book.note(Trial(1, {}, 'finished', 10, 0.5))
+    # The sweep was killed when it had decided, and before the trial had ended.
+    trial = book.note(Trial(2, {}, 'running', 10, 0.1, stop_at=10, reason='worse'))
+    book.dirs(trial).path.mkdir()
+    said = []
+    assert Runner(plan, book, [], slots(1, 1), said.append).run() == 0
+    assert book.trials[2] == Trial(2, {}, 'stopped', 10, 0.1, 10, reason='worse')
+    assert said == []
+
+
+def test_a_sweep_whose_trials_have_all_failed_has_failed(tmp_path):
+    plan, book = planned(tmp_path, trials=2), Book(tmp_path)
+    book.begin(plan, script())
+    for number in (1, 2):
+        book.note(Trial(number, {}, 'failed', code=2))
+    assert Runner(plan, book, [], slots(1, 1), print).run() == 1
 
 
 # ---- Where trials run.
