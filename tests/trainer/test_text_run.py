@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.trainer import tiny
+from tests.trainer import tiny, training
+from tests.trainer.families import families
 from trainer.data.arrays import Arrays
 from trainer.data.batch import Data
 from trainer.data.text import text
@@ -111,3 +112,17 @@ def test_windows_can_be_weighted(make_strategy, tmp_path, data):
     ]
     for name in ('train/loss', 'train/accuracy', 'eval/loss', 'eval/accuracy'):
         assert results[0][name] == pytest.approx(results[1][name], rel=1e-5, abs=1e-7), name
+
+
+@pytest.mark.parametrize('name', ['transformer_lm', 'text_classifier'])
+def test_steps_on_two_replicas_are_those_on_one_device(make_strategy, name):
+    family = families()[name]
+    found = []
+    for replicas in (1, 2):
+        run = training.Training(
+            make_strategy(replicas), family.model, training.sgd(0.02), family.data, loss=family.loss
+        )
+        losses = [run.run()['loss'] for _ in range(4)]
+        found.append({'losses': np.array(losses), **run.weights()})
+    training.assert_close(found[1], found[0])
+    assert len(set(found[0]['losses'])) == 4
