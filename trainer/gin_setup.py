@@ -48,7 +48,17 @@ from trainer.export.saved_model import export as _export
 from trainer.groups import Group, layerwise_rates, no_decay
 from trainer.meeting import meet as _meet
 from trainer.metrics import BitsPerByte
-from trainer.models import cnn, linear, mlp, resnet, text_classifier, transformer_lm, wide_and_deep
+from trainer.models import (
+    application,
+    cnn,
+    linear,
+    mlp,
+    resnet,
+    text_classifier,
+    transformer_lm,
+    vit,
+    wide_and_deep,
+)
 from trainer.prepare import splits as _splits
 from trainer.replay import Replay
 from trainer.replay import replay as _replay
@@ -108,13 +118,15 @@ _PARTS = (
     mix.cutmix,
     augment.scale_images,
     augment.chain,
+    BitsPerByte,
+    application.application,
     text_classifier.text_classifier,
     transformer_lm.transformer_lm,
-    BitsPerByte,
     cnn.cnn,
     linear.linear,
     mlp.mlp,
     resnet.resnet,
+    vit.vit,
     wide_and_deep.wide_and_deep,
 )
 for _part in _PARTS:

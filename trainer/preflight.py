@@ -80,7 +80,8 @@ def check_layers(
         raise ConfigError(
             f'train.jit_compile does not go with the layer {layers[0].name!r}, which is '
             'synchronized: XLA cannot compile what reduces over replicas. Set '
-            'train.jit_compile = False, or synchronized=False in the layer.'
+            'train.jit_compile = False, or synchronized=False in the layer; norm does it in the '
+            'models here.'
         )
 
 

@@ -10,12 +10,14 @@ import numpy as np
 from trainer.data.arrays import Arrays
 from trainer.data.batch import Data
 from trainer.models import (
+    application,
     cnn,
     linear,
     mlp,
     resnet,
     text_classifier,
     transformer_lm,
+    vit,
     wide_and_deep,
 )
 
@@ -55,14 +57,30 @@ def families() -> dict[str, Family]:
     windows = {'tokens': tokens[:, :-1], 'targets': tokens[:, 1:]}
     return {
         'cnn': Family(
-            functools.partial(cnn.cnn, CLASSES, filters=4, units=8, dropout=0.0, synchronized=True),
+            functools.partial(cnn.cnn, CLASSES, filters=4, units=8, dropout=0.0, norm='sync_batch'),
             image_data,
         ),
         'resnet': Family(
             functools.partial(
-                resnet.resnet, CLASSES, (8, 8, 1), filters=4, blocks=(1, 1), synchronized=True
+                resnet.resnet, CLASSES, (8, 8, 1), filters=4, blocks=(1, 1), norm='sync_batch'
             ),
             image_data,
+        ),
+        'vit': Family(
+            functools.partial(vit.vit, CLASSES, (8, 8, 1), patch=4, units=8, blocks=1, heads=2),
+            image_data,
+        ),
+        # All but a convolution, so that no batch is normalised by a replica's own statistics.
+        'application': Family(
+            functools.partial(
+                application.application,
+                'MobileNet',
+                CLASSES,
+                (32, 32, 1),
+                frozen='^(?!conv_pw_13$)',
+                options={'alpha': 0.25},
+            ),
+            Data(Arrays({'image': images.repeat(4, 1).repeat(4, 2), 'label': label})),
         ),
         'mlp': Family(functools.partial(mlp.mlp, CLASSES, units=8, dropout=0.0), image_data),
         'linear': Family(functools.partial(linear.linear, CLASSES, l2=0.01), image_data),

@@ -85,7 +85,7 @@ def extension(tmp_path, monkeypatch):
         (
             'cnn.filter = 3',
             "the command line: 'cnn' has no parameter 'filter'. Did you mean 'filters'? It has "
-            'num_classes, input_shape, filters, units, dropout, l2, synchronized.',
+            'num_classes, input_shape, filters, units, dropout, l2, norm.',
         ),
         ('train.cluster = 3', 'the command line: the program itself sets train.cluster. Remove '
          'the binding.'),

@@ -79,7 +79,7 @@ def told(capsys, monkeypatch, empty_directory):
         (
             '--gin.cnn.dropuot=0.5',
             "the command line: 'cnn' has no parameter 'dropuot'. Did you mean 'dropout'? It has "
-            'num_classes, input_shape, filters, units, dropout, l2, synchronized.',
+            'num_classes, input_shape, filters, units, dropout, l2, norm.',
         ),
         (
             '--gin.keras.optimizers.AdmW.weight_decay=0.1',

@@ -11,6 +11,7 @@ from trainer.models.cnn import cnn
 from trainer.models.linear import linear
 from trainer.models.mlp import mlp
 from trainer.models.resnet import resnet
+from trainer.models.vit import vit
 from trainer.models.wide_and_deep import wide_and_deep
 from trainer.state import build_model
 
@@ -40,6 +41,13 @@ def mlp_size():
     return (8 * 8 * 3 * 6 + 6) + 2 * block + 2 * 6 + (6 * 10 + 10), 0
 
 
+def vit_size():
+    """Patches of 4x4, learned positions, a block of attention and dense layers, a norm, logits."""
+    attention = 3 * (8 * 8 + 8) + 8 * 8 + 8
+    block = 2 * 8 + attention + 2 * 8 + (8 * 32 + 32) + (32 * 8 + 8)
+    return (4 * 4 * 3 * 8 + 8) + 2 * 2 * 8 + block + 2 * 8 + 8 * 10 + 10, 0
+
+
 def linear_size():
     return 8 * 8 * 3 * 10 + 10, 0
 
@@ -54,6 +62,20 @@ MODELS = {
     'cnn': (functools.partial(cnn, 10, filters=5, units=6), cnn_size()),
     'cnn with input': (functools.partial(cnn, 10, (8, 8, 3), filters=5, units=6), cnn_size()),
     'resnet': (functools.partial(resnet, 10, (8, 8, 3), filters=4, blocks=(1, 1)), resnet_size()),
+    'vit': (
+        functools.partial(
+            vit,
+            10,
+            (8, 8, 3),
+            patch=4,
+            units=8,
+            blocks=1,
+            heads=2,
+            positions='learned',
+            dropout=0.1,
+        ),
+        vit_size(),
+    ),
     'mlp': (functools.partial(mlp, 10, units=6, blocks=2), mlp_size()),
     'linear': (functools.partial(linear, 10, l2=0.1), linear_size()),
     'wide and deep': (functools.partial(wide_and_deep, 10, units=(6, 5)), wide_and_deep_size()),
@@ -91,7 +113,7 @@ def test_logits_are_float32_in_any_precision_and_differ_with_the_image(case, pre
     assert (logits[0] != logits[1]).any()
 
 
-@pytest.mark.parametrize('name', ['cnn', 'mlp', 'wide and deep'])
+@pytest.mark.parametrize('name', ['cnn', 'vit', 'mlp', 'wide and deep'])
 def test_dropout_is_there_in_training_alone(name):
     model, _ = build_model(MODELS[name][0], SPEC)
     image = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)

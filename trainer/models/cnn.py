@@ -2,6 +2,8 @@
 
 import keras
 
+from trainer.models.norm import make_norm
+
 
 def cnn(
     num_classes: int,
@@ -10,9 +12,9 @@ def cnn(
     units: int = 64,
     dropout: float = 0.1,
     l2: float = 1e-4,
-    synchronized: bool = False,
+    norm: str = 'batch',
 ) -> keras.Model:
-    """Convolution, pooling, dropout, a dense layer with batch normalisation, class logits.
+    """Convolution, pooling, dropout, a dense layer with a norm, class logits.
 
     Args:
         num_classes: number of logits.
@@ -21,12 +23,14 @@ def cnn(
         units: width of the dense layer.
         dropout: fraction of the flattened features dropped in training.
         l2: weight of the L2 penalty on the convolution's kernel.
-        synchronized: whether batch normalisation uses the statistics of the global batch
-            instead of each replica's share.
+        norm: of the dense layer, 'batch', 'sync_batch' or 'group'; see `make_norm`.
 
     Returns:
         A model from float32 images [batch, height, width, channels] to logits
         [batch, num_classes].
+
+    Raises:
+        ConfigError: there is no such norm.
     """
     layers = keras.layers
     head = [] if input_shape is None else [layers.Input(input_shape)]
@@ -40,7 +44,7 @@ def cnn(
             layers.Flatten(),
             layers.Dropout(dropout),
             layers.Dense(units, activation='relu'),
-            layers.BatchNormalization(synchronized=synchronized),
+            make_norm(norm, units),
             layers.Dense(num_classes, dtype='float32'),
         ],
         name='cnn',
