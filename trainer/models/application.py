@@ -38,6 +38,21 @@ class Preprocess(keras.layers.Layer):
         return self.function(keras.ops.cast(images, 'float32') * (255.0 / self.white))
 
 
+class Frozen(keras.layers.Layer):
+    """Calls a network as in inference, whatever the model around it does.
+
+    Said in a Functional model, `training=False` is overruled when the model is called.
+    """
+
+    def __init__(self, network: keras.Model, **kwargs):
+        super().__init__(**kwargs)
+        self.network = network
+        network.trainable = False
+
+    def call(self, images):
+        return self.network(images, training=False)
+
+
 def application(
     name: str,
     num_classes: int,
@@ -100,14 +115,16 @@ def application(
         ) from None
     if weights is not None:
         load_layer_weights(body, weights)
-    whole = _freeze(body, frozen)
+    if frozen is True:
+        body = Frozen(body, name='frozen')
+    elif frozen is not False:
+        _freeze(body, frozen)
 
     layers = keras.layers
     images = layers.Input(input_shape)
     prepare = sys.modules[network.__module__].preprocess_input
     x = Preprocess(prepare, white, name='preprocess')(images)
-    x = body(x, training=False) if whole else body(x)
-    x = layers.Dropout(dropout)(x)
+    x = layers.Dropout(dropout)(body(x))
     outputs = layers.Dense(num_classes, dtype='float32', name='head')(x)
     return keras.Model(images, outputs, name='application')
 
@@ -122,11 +139,7 @@ def _network(name: str) -> Callable[..., keras.Model]:
     return networks[name]
 
 
-def _freeze(body: keras.Model, frozen: bool | int | str) -> bool:
-    """Freezes layers; returns whether all are."""
-    if isinstance(frozen, bool):
-        body.trainable = not frozen
-        return frozen
+def _freeze(body: keras.Model, frozen: int | str) -> None:
     if isinstance(frozen, int):
         count = len(body.layers)
         if not 0 < abs(frozen) < count:
@@ -137,7 +150,7 @@ def _freeze(body: keras.Model, frozen: bool | int | str) -> bool:
             )
         for layer in body.layers[:frozen]:
             layer.trainable = False
-        return False
+        return
     try:
         chosen = [layer for layer in body.layers if layer.weights and re.search(frozen, layer.name)]
     except re.error as error:
@@ -152,4 +165,3 @@ def _freeze(body: keras.Model, frozen: bool | int | str) -> bool:
         )
     for layer in chosen:
         layer.trainable = False
-    return False

@@ -38,7 +38,7 @@ def load_layer_weights(model: keras.Model, path: str) -> None:
     missing = [name for name in layers if name not in stored]
     misfits: list[str] = []
     loaded: list[str] = []
-    for name in layers.keys() & stored.keys():
+    for name in (name for name in layers if name in stored):
         own, given = _shapes(_own(layers[name])), _shapes(stored[name])
         if own == given:
             layers[name].load_own_variables(stored[name])
@@ -72,17 +72,19 @@ def _read(path: str) -> dict[str, Store]:
     try:
         if zipfile.is_zipfile(path):  # A .keras file: the weights are one of its members.
             with zipfile.ZipFile(path) as archive:
-                opened = io.BytesIO(archive.read('model.weights.h5'))
-        else:
-            opened = open(path, 'rb')
-        with opened, h5py.File(opened) as file:
-            old = 'layer_names' in file.attrs or 'model_weights' in file
-            return dict(_layers_of_keras_2(file) if old else _layers_of_keras_3(file))
+                return _layers(io.BytesIO(archive.read('model.weights.h5')))
+        return _layers(path)
     except (OSError, KeyError) as error:
         raise ConfigError(
             f'{path!r} is no file of weights: {error}. Give a .weights.h5, .keras or .h5 file '
             'that Keras has written.'
         ) from error
+
+
+def _layers(path_or_file: str | io.BytesIO) -> dict[str, Store]:
+    with h5py.File(path_or_file) as file:
+        old = 'layer_names' in file.attrs or 'model_weights' in file
+        return dict(_layers_of_keras_2(file) if old else _layers_of_keras_3(file))
 
 
 def _layers_of_keras_3(file: h5py.File) -> Iterator[tuple[str, Store]]:
@@ -97,7 +99,7 @@ def _layers_of_keras_3(file: h5py.File) -> Iterator[tuple[str, Store]]:
 
 
 def _layers_of_keras_2(file: h5py.File) -> Iterator[tuple[str, Store]]:
-    group = file['model_weights'] if 'model_weights' in file else file
+    group = file.get('model_weights', file)
     for name in map(_text, group.attrs['layer_names']):
         stores: dict[str, Store] = {}
         for path in map(_text, group[name].attrs['weight_names']):
