@@ -16,6 +16,10 @@ LEFT_TO_THE_USER = {
     'runs/tfrecord.gin': ["TRAIN_FILES = 'a'", "EVAL_FILES = 'b'", *_IMAGES],
     'runs/image_folder.gin': ["DATA_DIR = 'd'", 'NUM_CLASSES = 10'],
     'runs/mnist_cnn.gin': ["DATA_DIR = 'd'"],
+    'runs/mnist_resnet.gin': ["DATA_DIR = 'd'"],
+    'runs/mnist_vit.gin': ["DATA_DIR = 'd'"],
+    'runs/fine_tune.gin': ["DATA_DIR = 'd'", 'NUM_CLASSES = 10', 'WEIGHTS = None'],
+    'models/application.gin': ['WEIGHTS = None'],
     'runs/prepared.gin': ["DATA_DIR = 'd'", *_IMAGES],
     'runs/table.gin': ["FILES = 'd.csv'", "LABEL = 'y'", 'NUM_CLASSES = 3'],
     'runs/table_regression.gin': ["FILES = 'd.csv'", "LABEL = 'y'"],
@@ -31,7 +35,8 @@ LEFT_TO_THE_USER = {
 
 
 def load(run, *more):
-    said = ["MODEL_DIR = 'd'", *LEFT_TO_THE_USER.get(run, ())]
+    said = [said for file in (run, *more) for said in LEFT_TO_THE_USER.get(file, ())]
+    said.append("MODEL_DIR = 'd'")
     gin_setup.load(gin_files.read([run, *more], said))
 
 
