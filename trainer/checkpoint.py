@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -198,12 +198,16 @@ class Checkpoints:
                 return proof.read_manifest(self.path(step))
         return {}
 
-    def choose(self, step: int | None) -> int:
+    def choose(self, step: int | Literal['best'] | None) -> int:
         """Returns `step` if there is a checkpoint of it; for None, the newest good one's.
+
+        'best' is the one with the best metric, by `Keep.metric` and `Keep.mode` of the run.
 
         Raises:
             ConfigError: there is no such checkpoint.
         """
+        if step == 'best':
+            return self._best()
         steps = self.steps()
         if step in steps:
             return step
@@ -213,6 +217,20 @@ class Checkpoints:
         which, held = ('', '') if step is None else (f' of step {step}', ', '.join(map(str, steps)))
         mend = f'It holds {held}.' if held else 'Train first, or correct --model_dir.'
         raise ConfigError(f'{str(self.directory)!r} holds no checkpoint{which}. {mend}')
+
+    def _best(self) -> int:
+        by = self.newest_manifest().get('keep') or {}
+        found = []
+        for step in self.steps():
+            value = proof.read_manifest(self.path(step)).get('metrics', {}).get(by.get('metric'))
+            if value is not None:
+                found.append((value if by['mode'] == 'min' else -value, step))
+        if not found:
+            raise ConfigError(
+                f'No checkpoint in {str(self.directory)!r} has the metric {by.get("metric")!r}, so '
+                'none is the best. Set Keep.metric and Keep.best for training.'
+            )
+        return min(found)[1]
 
     def read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Returns the tensors (path -> array) and the manifest of a step, all verified.

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -78,7 +78,7 @@ class EvalStep:
         state, batch = self._state, hide(batch)
         values = (
             [tf.convert_to_tensor(v.value) for v in variables]
-            for variables in (state.model.trainable_variables, state.moving, state.seeds)
+            for variables in (state.evaluated, state.moving, state.seeds)
         )
         inputs = {name: batch[name] for name in batch if name != 'ids'}
         found, _, penalties = state.call(
@@ -172,7 +172,7 @@ def evaluate(
     batch_size: int,
     metrics: Metrics = (),
     precision: str = 'float32',
-    step: int | None = None,
+    step: int | Literal['best'] | None = None,
     follow: bool = False,
     follow_seconds: float = 600.0,
 ) -> dict[str, float]:
@@ -184,7 +184,7 @@ def evaluate(
         model, loss, metrics, precision: as for `trainer.train`.
         eval_data: what is evaluated.
         batch_size: global batch size.
-        step: the checkpoint's step; None takes the newest.
+        step: the checkpoint's step; None takes the newest, 'best' the one with the best metric.
         follow: go on with each newer checkpoint until the run's last step has been evaluated or
             no new checkpoint has come for `follow_seconds`; results go to TensorBoard.
         follow_seconds: patience, in seconds.

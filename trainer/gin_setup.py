@@ -27,6 +27,7 @@ from trainer.data import (
     image_folder,
     mix,
     one_hot,
+    paired,
     prepared,
     table,
     table_features,
@@ -42,6 +43,7 @@ from trainer.data.source import Source
 from trainer.data.subset import subset
 from trainer.data.workers import DataWorkers
 from trainer.divergence import Divergence
+from trainer.early_stop import EarlyStop
 from trainer.errors import ConfigError
 from trainer.evaluate import evaluate as _evaluate
 from trainer.export.saved_model import export as _export
@@ -51,9 +53,11 @@ from trainer.metrics import BitsPerByte
 from trainer.models import (
     application,
     cnn,
+    gan,
     linear,
     mlp,
     resnet,
+    simclr,
     text_classifier,
     transformer_lm,
     vit,
@@ -89,6 +93,7 @@ _PARTS = (
     Keep,
     Divergence,
     WarmStart,
+    EarlyStop,
     Schedule,
     scaled_rate,
     Group,
@@ -103,6 +108,8 @@ _PARTS = (
     tfrecord.tfrecord,
     image_folder.image_folder,
     one_hot.one_hot,
+    paired.paired,
+    paired.two_views,
     table.table,
     table_features.table_features,
     text.text,
@@ -123,10 +130,14 @@ _PARTS = (
     text_classifier.text_classifier,
     transformer_lm.transformer_lm,
     cnn.cnn,
+    gan.gan,
+    gan.gan_losses,
     linear.linear,
     mlp.mlp,
     resnet.resnet,
     vit.vit,
+    simclr.simclr,
+    simclr.nt_xent,
     wide_and_deep.wide_and_deep,
 )
 for _part in _PARTS:

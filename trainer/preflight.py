@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from trainer.data.batch import Data, batch_spec
+from trainer.early_stop import EarlyStop
 from trainer.errors import ConfigError, nearest
 from trainer.retention import Keep
 
@@ -96,8 +97,13 @@ def measured(names: Sequence[str], evaluates: bool) -> list[str]:
     return found + [f'eval/{name}' for name in names if evaluates]
 
 
-def check_keep(keep: Keep, measured: Sequence[str]) -> None:
-    """Raises ConfigError if the best checkpoints are wanted by what this run never measures."""
+def check_metrics(keep: Keep, early_stop: EarlyStop | None, measured: Sequence[str]) -> None:
+    """Raises ConfigError if something is decided by what this run never measures."""
+    if early_stop is not None and early_stop.metric not in measured:
+        raise ConfigError(
+            f'EarlyStop.metric is {early_stop.metric!r}, which this run does not measure.'
+            f'{nearest(early_stop.metric, measured)} It measures {", ".join(measured)}.'
+        )
     if not keep.best:
         return
     if keep.metric not in measured:

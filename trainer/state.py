@@ -20,6 +20,7 @@ from trainer.groups import REST, Group, GroupedOptimizer, assign, flat
 
 PRECISIONS = {'float32': 'float32', 'bfloat16': 'mixed_bfloat16', 'float16': 'mixed_float16'}
 INITIAL_LOSS_SCALE = 2.0**15
+AVERAGES = 'averages/'
 
 
 class State:
@@ -69,13 +70,14 @@ class State:
         # In the model's order, which is the same whatever is frozen.
         kept = {id(v) for v in self.model.trainable_variables + self.moving}
         named = [(v.path, v.value) for v in self.model.variables if id(v) in kept]
+        averages = _averages(self.optimizers)
         if self.optimizer is not None:
             # The configuration says what the learning rate is; a checkpoint must not overrule it.
             constants = [getattr(one, '_learning_rate', None) for one in self.optimizers]
             named += [
                 (v.path, v.value)
                 for v in self.optimizer.variables
-                if not any(v is constant for constant in constants)
+                if not any(v is known for known in [*constants, *(a for _, a in averages)])
             ]
             named += [
                 ('phalanx/step', self.step),
@@ -91,7 +93,19 @@ class State:
                 copies += 1
                 unique = f'{path}~{copies}'
             table[unique] = variable
+        paths = {id(variable): path for path, variable in table.items()}
+        for variable, average in averages:
+            table[AVERAGES + paths[id(variable.value)]] = average.value
         return dict(sorted(table.items()))
+
+    @property
+    def evaluated(self) -> list[keras.Variable]:
+        """What stands for `model.trainable_variables` where the model is evaluated.
+
+        The running averages, if the optimizer keeps any (`use_ema`), or the variables themselves.
+        """
+        averages = {id(v): a for v, a in _averages(self.optimizers)}
+        return [averages.get(id(v), v) for v in self.model.trainable_variables]
 
     def call(
         self, function: Callable[[], Any], trainable: Sequence, moving: Sequence, seeds: Sequence
@@ -130,11 +144,15 @@ class State:
 
         Args:
             tensors: path -> array, from a checkpoint of the same model and optimizer. A state
-                without an optimizer takes the model's part of it.
+                without an optimizer takes the model's part of it, and in place of a variable its
+                average, if there is one.
 
         Raises:
             ConfigError: a variable is missing, superfluous, or has another shape or dtype.
         """
+        if self.optimizer is None:
+            averaged = {p: tensors[AVERAGES + p] for p in tensors if AVERAGES + p in tensors}
+            tensors = {**tensors, **averaged}
         missing = [path for path in self.variables if path not in tensors]
         extra = [path for path in tensors if path not in self.variables]
         if missing or (extra and self.optimizer is not None):
@@ -179,6 +197,18 @@ class State:
     def weights(self) -> dict[str, np.ndarray]:
         """Returns the trainable variables by path."""
         return {v.path: v.numpy() for v in self.model.trainable_variables}
+
+
+def _averages(
+    optimizers: Sequence[keras.optimizers.Optimizer],
+) -> list[tuple[keras.Variable, keras.Variable]]:
+    """Returns each variable of which an optimizer keeps a running average, and the average."""
+    return [
+        pair
+        for one in optimizers
+        if one.use_ema
+        for pair in zip(one._trainable_variables, one._model_variables_moving_average, strict=True)
+    ]
 
 
 def _reason(error: Exception) -> str:
@@ -309,7 +339,11 @@ def build_state(
                 made = GroupedOptimizer(made, built.trainable_variables, by_path, _make_optimizer)
             else:
                 made.build(built.trainable_variables)
-        return State(built, made, output_spec, groups=by_path, scales_loss=precision == 'float16')
+        scaled = precision == 'float16'
+        state = State(built, made, output_spec, groups=by_path, scales_loss=scaled)
+        for variable, average in _averages(state.optimizers):
+            average.assign(variable)  # Until the first update Keras has zeros there.
+        return state
 
 
 def _make(maker, kind: type, what: str, example: str):

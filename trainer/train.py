@@ -22,6 +22,7 @@ from trainer.data.batch import Data, bad_records_told, batch_spec, learnt, learn
 from trainer.data.pipeline import train_batches, train_records
 from trainer.data.workers import DataWorkers
 from trainer.divergence import BadSteps, Divergence, LeftOut
+from trainer.early_stop import EarlyStop, Progress
 from trainer.errors import Diverged, Preempted
 from trainer.evaluate import Evaluation
 from trainer.groups import Group
@@ -33,9 +34,9 @@ from trainer.observe.report import Report
 from trainer.preflight import (
     check_batch_size,
     check_eval_data,
-    check_keep,
     check_labels,
     check_layers,
+    check_metrics,
     measured,
 )
 from trainer.resume import tell_changes
@@ -90,6 +91,7 @@ def train(
     jit_compile: bool = False,
     run_eagerly: bool = False,
     divergence: Divergence | None = None,
+    early_stop: EarlyStop | None = None,
     log_every: int | str = 100,
     save_every: int | str = '5 minutes',
     eval_every: int | str | None = None,
@@ -132,6 +134,7 @@ def train(
         run_eagerly: whether steps run as plain Python, for a debugger.
         divergence: when to go back to a checkpoint and leave out the data that may be the cause;
             the default is `Divergence()`.
+        early_stop: when to end before `steps`; None never does.
         log_every, save_every, eval_every, histograms_every: in steps, or as '2 epochs',
             '10 minutes', '30 seconds'. All but histograms also happen at the end.
         keep: which checkpoints are kept; the default is `Keep()`. With `Keep.best` a checkpoint
@@ -217,7 +220,8 @@ def train(
         objective.find_names(strategy, state, batch_spec(train_data, batch_size // replicas))
         num_classes = check_labels(train_data, loss, state.output_spec)
         names = ['loss', *objective.results([0.0] * len(objective.names))]
-        check_keep(keep, measured([*names, *MetricSums(metrics).names], eval_data is not None))
+        known = measured([*names, *MetricSums(metrics).names], eval_data is not None)
+        check_metrics(keep, early_stop, known)
         check_layers(state.model, replicas, jit_compile=jit_compile, canonical=canonical_shards)
         train_step = TrainStep(
             strategy,
@@ -284,6 +288,7 @@ def train(
             end = last_step if max_steps is None else min(last_step, step + max_steps)
             known_metrics: dict[str, float] = {}
             bad_steps, warm_started = BadSteps(divergence), None
+            progress = Progress(early_stop)
             if step:
                 tensors, manifest = checkpoints.read(step)
                 check_unchanged(manifest, identity, allow_changes)
@@ -292,6 +297,8 @@ def train(
                 left_out = left_out or LeftOut.of(manifest)
                 warm_started = manifest.get('warm_start')
                 bad_steps = BadSteps(divergence, manifest.get('bad_steps'))
+                progress = Progress(early_stop, manifest.get('early_stop'))
+                end = step if progress.is_over else end
                 logging.info('resumed at step %d from %s', step, checkpoints.path(step))
                 tell_changes(manifest['topology'], topology(strategy, cluster))
                 if step >= end:
@@ -309,7 +316,7 @@ def train(
                     state.snapshot(),
                     {
                         'step': step,
-                        'last_step': last_step,
+                        'last_step': step if progress.is_over else last_step,
                         **identity,
                         'config_sha256': hashlib.sha256(config_text.encode()).hexdigest(),
                         'topology': topology(strategy, cluster),
@@ -317,6 +324,8 @@ def train(
                         'num_parameters': state.num_parameters,
                         'metrics': known_metrics,
                         'bad_steps': bad_steps.record(),
+                        'early_stop': progress.record(),
+                        'keep': {'metric': keep.metric, 'mode': keep.mode},
                         'left_out': dataclasses.asdict(left_out),
                         'preprocess': preprocess,
                         'warm_start': warm_started,
@@ -385,9 +394,12 @@ def train(
                 # The first call of a process compiles, so it may only slow the second one down.
                 steps_per_call = max(1, min(int(SECONDS_PER_CALL / pace), 10 * steps_per_call))
 
-                if logs.due(step, elapsed) or step == end:
-                    values = report.train(step, train_step.results, state.scalars)
+                def log() -> None:
+                    values = report.train(step, train_step.results, state.scalars)  # noqa: B023
                     known_metrics.update({f'train/{name}': v for name, v in values.items()})
+
+                if logs.due(step, elapsed) or step == end:
+                    log()
                 if histograms.due(step, elapsed):
                     report.histograms(step, state.weights)
                 if evaluation and (evals.due(step, elapsed) or step == end):
@@ -395,6 +407,13 @@ def train(
                         values = evaluation(max_steps)
                     known_metrics.update({f'eval/{name}': v for name, v in values.items()})
                     report.evaluation(step, values)
+                # The numbers are sums over all workers, and yet it is the chief who decides.
+                measured_now = progress.look(step, known_metrics) and step < end
+                if measured_now and agreement.chief_does(lambda: int(progress.is_over)):
+                    logging.info('ending early: %s', progress)
+                    end = step
+                    if 'train/loss' not in known_metrics:
+                        log()
                 is_candidate = keep.best > 0 and keep.metric in known_metrics
                 # From amid bad steps nobody would go on.
                 wanted = (saves.due(step, elapsed) or is_candidate) and not bad_steps.in_row

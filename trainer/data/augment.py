@@ -167,12 +167,14 @@ def random_cutout(
     return {**features, feature: tf.where(covered, tf.zeros([], images.dtype), images)}
 
 
-def scale_images(features: Features, *, feature: str = 'image', scale: float = 1 / 255) -> Features:
+def scale_images(
+    features: Features, *, feature: str | Sequence[str] = 'image', scale: float = 1 / 255
+) -> Features:
     """Turns stored pixel values into float32 and multiplies them; for `Data.preprocess`.
 
     Args:
         features: `feature` is numeric, of any shape.
-        feature: The name of the images.
+        feature: The name of the images, or several.
         scale: The factor; 1/255 maps bytes to [0, 1].
 
     Returns:
@@ -181,8 +183,11 @@ def scale_images(features: Features, *, feature: str = 'image', scale: float = 1
     Raises:
         ConfigError: There is no such feature.
     """
-    expect(features, feature)
-    return {**features, feature: tf.cast(features[feature], tf.float32) * scale}
+    scaled = dict(features)
+    for name in (feature,) if isinstance(feature, str) else feature:
+        expect(features, name)
+        scaled[name] = tf.cast(features[name], tf.float32) * scale
+    return scaled
 
 
 def rectangles(

@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import keras
 import numpy as np
@@ -59,7 +59,7 @@ def export(
     model: Callable[[], keras.Model],
     data: Data,
     precision: str = 'float32',
-    step: int | None = None,
+    step: int | Literal['best'] | None = None,
 ) -> Path:
     """Writes `model_dir/export/<step>` from a checkpoint, unless it is there already.
 
@@ -74,7 +74,7 @@ def export(
         model_dir: of the run.
         model, precision: as for `trainer.train`.
         data: whose raw features the signature takes and whose `preprocess` it contains.
-        step: the checkpoint's step; None takes the newest.
+        step: the checkpoint's step; None takes the newest, 'best' the one with the best metric.
 
     Returns:
         The directory of the SavedModel. Its signature `serving_default` maps the raw features
