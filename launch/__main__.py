@@ -32,6 +32,7 @@ VERBS = (
     'replay',
     'prepare',
     'inspect',
+    'tune',
 )
 
 # These take the handle of a submitted job, too.
@@ -109,6 +110,12 @@ phalanx inspect DIR                     what is in a prepared directory, or, wit
   --on_bad_record: stop at a damaged record, the default, or skip it.
   --verify: read everything, and compare checksums; exit code 1 if something is damaged.
   --png=FILE, --tensorboard=DIR: some of the images with their labels.
+
+phalanx tune batch [FLAG ...]           the largest BATCH_SIZE that fits, and how fast each one is;
+                                        flags are those of `phalanx run`, and --largest=N
+phalanx tune lr [FLAG ...]              the loss at ever higher learning rates, in this process;
+                                        --lowest=1e-6, --highest=1, --png=FILE
+  --tune_steps: steps of a try (default 20) or of the test (100).
 """
 
 
@@ -135,6 +142,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return sweep(rest)
         if verb == 'submit':
             return submit(rest)
+        if verb == 'tune':
+            from launch.tune import tune
+
+            return tune(rest)
         if verb in ('prepare', 'inspect'):
             return _data(verb, rest)
         return _look(verb, rest)

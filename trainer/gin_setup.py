@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import inspect
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import gin
@@ -64,6 +64,8 @@ from trainer.models import (
     wide_and_deep,
 )
 from trainer.prepare import splits as _splits
+from trainer.range_test import RangeTest
+from trainer.range_test import range_test as _range_test
 from trainer.replay import Replay
 from trainer.replay import replay as _replay
 from trainer.retention import Keep
@@ -227,10 +229,20 @@ def parameter(name: str) -> Any:
 
 def replay(**given: Any) -> Replay:
     """Calls `trainer.replay` with what is configured of `train`, and with what is given."""
+    return _replay(**_as_for_train(_replay, given), **given)
+
+
+def range_test(**given: Any) -> RangeTest:
+    """Calls `trainer.range_test` in the same way."""
+    return _range_test(**_as_for_train(_range_test, given), **given)
+
+
+def _as_for_train(function: Callable, given: Collection[str]) -> dict[str, Any]:
+    """What is configured of `train` and wanted by a function, but for what is given."""
     configured = gin.get_bindings('train', resolve_references=False)
-    names = inspect.signature(_replay).parameters.keys() - given
-    # A copy of a reference is what it refers to; what `replay` does not need is not made.
-    return _replay(**{n: copy.deepcopy(configured[n]) for n in names & configured.keys()}, **given)
+    names = inspect.signature(function).parameters.keys() - set(given)
+    # A copy of a reference is what it refers to; what the function does not need is not made.
+    return {n: copy.deepcopy(configured[n]) for n in names & configured.keys()}
 
 
 def data_workers() -> DataWorkers | None:

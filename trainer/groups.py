@@ -199,10 +199,11 @@ def _check_effect(group: Group, found: Mapping[str, Group], trained: Sequence[st
         decays = group.weight_decay
         own = [path for path in paths if found[path] is group]
         patterns += [(p, own) for p in ((decays,) if isinstance(decays, str) else decays)]
+    what = '' if group.frozen else ' that is trained'
     for pattern, among in patterns:
         if not fnmatch.filter(among, pattern):
             raise ConfigError(
-                f'The pattern {pattern!r} of a group matches no variable that is trained. '
+                f'The pattern {pattern!r} of a group matches no variable{what}. '
                 f'{nearest_paths(pattern, among)}'
             )
     if group not in found.values():
