@@ -1,21 +1,37 @@
 """A language model from files: a loss for each token, on several replicas, weighted, evaluated."""
 
 import functools
+import json
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.processes import environment
 from tests.trainer import tiny, training
 from tests.trainer.families import families
 from trainer.data.arrays import Arrays
 from trainer.data.batch import Data
 from trainer.data.text import text
 from trainer.evaluate import evaluate
+from trainer.export.saved_model import export
 from trainer.models.transformer_lm import transformer_lm
 
 LENGTH = 16
+GENERATE = """
+import json
+import sys
+sys.modules.update(dict.fromkeys(('keras', 'trainer', 'gin')))  # As if they were not installed.
+import tensorflow as tf
+served = tf.saved_model.load(sys.argv[1]).signatures['generate']
+settings = {'max_new_tokens': 20, 'temperature': 0.0, 'top_k': 0, 'seed': 0}
+prompts = tf.constant(['spam egg', 'spam eggs\\nsp', ''])
+texts = served(prompt=prompts, **{k: tf.constant(v) for k, v in settings.items()})['text']
+print(json.dumps([text.decode('latin-1') for text in texts.numpy()]))
+"""
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
@@ -126,3 +142,32 @@ def test_steps_on_two_replicas_are_those_on_one_device(make_strategy, name):
         found.append({'losses': np.array(losses), **run.weights()})
     training.assert_close(found[1], found[0])
     assert len(set(found[0]['losses'])) == 4
+
+
+@pytest.mark.slow
+def test_a_process_that_has_tensorflow_alone_goes_on_with_texts(make_strategy, tmp_path, data):
+    tiny.run(
+        make_strategy(1),
+        tmp_path / 'run',
+        model=model,
+        optimizer=adam,
+        loss=LOSS,
+        train_data=data[0],
+        eval_data=None,
+        batch_size=6,
+        steps=60,
+    )
+    path = export(model_dir=str(tmp_path / 'run'), model=model, data=data[0])
+    done = subprocess.run(
+        [sys.executable, '-c', GENERATE, str(path)],
+        env=environment(PYTHONPATH=''),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    texts = json.loads(done.stdout.splitlines()[-1])
+    line = 'spam eggs\n'
+    assert texts[0].startswith('s\n' + line)
+    assert texts[1].startswith('am eggs\n')
+    assert texts[2].startswith(line)
