@@ -23,6 +23,7 @@ from trainer import proof
 from trainer.checkpoint import CheckpointDamaged, Checkpoints
 from trainer.errors import ConfigError
 from trainer.model_dir import ModelDir
+from trainer.state import AVERAGES
 
 _GRAPH = '_CHECKPOINTABLE_OBJECT_GRAPH'
 _NOT_OF_THE_MODEL = ('optimizer', 'compile_metrics', '_metrics')  # What `compile` has added.
@@ -90,21 +91,14 @@ def read(path: str, model: keras.Model, *, averages: bool = False) -> Weights:
 
 
 def _ours(tensors: Mapping[str, np.ndarray], averages: bool, path: str) -> dict[str, np.ndarray]:
-    found = _without_optimizers(tensors)
-    if not averages:
-        return found
-    flat = {name.replace('/', '_'): name for name in found}
-    taken = {
-        flat[name.partition('/')[2].removesuffix('_average')]: array
-        for name, array in tensors.items()
-        if name.endswith('_average') and name not in found
-    }
-    if not taken:
+    kept = {n.removeprefix(AVERAGES): a for n, a in tensors.items() if n.startswith(AVERAGES)}
+    if averages and not kept:
         raise ConfigError(
             f'{path!r} holds no averages of its weights: its optimizer had no use_ema. Set '
             'WarmStart.averages = False.'
         )
-    return {**found, **taken}
+    weights = {name: array for name, array in tensors.items() if not name.startswith(AVERAGES)}
+    return {**_without_optimizers(weights), **(kept if averages else {})}
 
 
 def _without_optimizers(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -253,7 +253,7 @@ def test_averages_are_taken_in_place_of_weights(make_strategy, tmp_path):
 
     source = training()
     for variable in source.state.optimizer.variables:
-        if variable.path.endswith('_average'):
+        if variable.path.endswith('_average'):  # Not what they were made equal to.
             variable.assign(variable + 1.0)
     checkpoints = Checkpoints(tmp_path / 'checkpoints')
     checkpoints.save(source.state.snapshot(), {'step': 3})
@@ -262,7 +262,7 @@ def test_averages_are_taken_in_place_of_weights(make_strategy, tmp_path):
     begin_with(WarmStart(str(tmp_path), averages=True), new.state)
     values = source.variables()
     found = new.variables()
-    averages = values['sgd/net_first_kernel_average']
+    averages = values['averages/net/first/kernel']
     np.testing.assert_array_equal(found['net/first/kernel'], averages)
     assert (averages != values['net/first/kernel']).any()
     np.testing.assert_array_equal(found['net/norm/moving_mean'], values['net/norm/moving_mean'])
