@@ -22,6 +22,7 @@ from trainer.data.augment import scale_images
 from trainer.data.batch import Data, batch_spec, model_inputs
 from trainer.data.pipeline import train_batches
 from trainer.models.resnet import resnet
+from trainer.objective import Objective
 from trainer.state import build_state
 from trainer.step import TrainStep
 from trainer.strategy import build_strategy
@@ -58,7 +59,7 @@ def image_data(count: int) -> Data:
 
 
 FAMILIES: dict[str, Callable[[], Family]] = {
-    'resnet': lambda: Family(functools.partial(resnet, 10, (28, 28, 1)), image_data(20 * 128)),
+    'resnet': lambda: Family(functools.partial(resnet, 10, (28, 28, 1)), image_data(10 * 128)),
 }
 
 
@@ -66,7 +67,9 @@ def ours(strategy: tf.distribute.Strategy, family: Family) -> Callable[[], objec
     """Returns a function that trains an epoch with Phalanx."""
     spec = batch_spec(family.data)['inputs']
     state = build_state(strategy, family.model, keras.optimizers.Adam, spec)
-    step = TrainStep(strategy, state, LOSS, [keras.metrics.SparseCategoricalAccuracy()])
+    objective = Objective(LOSS)
+    objective.find_names(strategy, state, batch_spec(family.data, family.batch_size))
+    step = TrainStep(strategy, state, objective, [keras.metrics.SparseCategoricalAccuracy()])
     batches = train_batches(
         family.data, strategy, seed=0, global_batch_size=family.batch_size, start_step=0
     )

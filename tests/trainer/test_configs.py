@@ -17,7 +17,6 @@ LEFT_TO_THE_USER = {
     'runs/image_folder.gin': ["DATA_DIR = 'd'", 'NUM_CLASSES = 10'],
     'runs/mnist_cnn.gin': ["DATA_DIR = 'd'"],
     'runs/mnist_resnet.gin': ["DATA_DIR = 'd'"],
-    'runs/mnist_vit.gin': ["DATA_DIR = 'd'"],
     'runs/fine_tune.gin': ["DATA_DIR = 'd'", 'NUM_CLASSES = 10', 'WEIGHTS = None'],
     'models/application.gin': ['WEIGHTS = None'],
     'runs/prepared.gin': ["DATA_DIR = 'd'", *_IMAGES],

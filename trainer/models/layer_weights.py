@@ -91,7 +91,8 @@ def _layers_of_keras_3(file: h5py.File) -> Iterator[tuple[str, Store]]:
     found: list[tuple[str, Store]] = []
 
     def look(path: str, item) -> None:
-        if isinstance(item, h5py.Group) and 'name' in item.attrs and len(item):
+        of_layer = isinstance(item, h5py.Group) and not path.startswith('optimizer/')
+        if of_layer and 'name' in item.attrs and len(item):
             found.append((_text(item.attrs['name']), {key: item[key][()] for key in item}))
 
     file.visititems(look)

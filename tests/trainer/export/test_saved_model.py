@@ -13,13 +13,17 @@ import tensorflow as tf
 
 from tests.processes import environment
 from tests.trainer import tiny
+from tests.trainer.families import lively
 from trainer.checkpoint import Checkpoints
 from trainer.data.arrays import Arrays
 from trainer.data.batch import Data, batch_spec, model_inputs, raw_spec
 from trainer.errors import BadRecord, ConfigError
 from trainer.export import verify
 from trainer.export.saved_model import argument_names, export
+from trainer.models.application import application
 from trainer.models.mlp import mlp
+from trainer.models.resnet import resnet
+from trainer.models.vit import vit
 from trainer.state import State, build_model
 
 SERVE = """
@@ -68,6 +72,20 @@ def named_data():
     )
 
 
+def fine_tuned():
+    """Takes bytes; its own preprocessing is all there is."""
+    model = application(
+        'MobileNet', tiny.CLASSES, (32, 32, 1), frozen=True, white=255.0, options={'alpha': 0.25}
+    )
+    return lively(model)
+
+
+def larger_images():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 32, 32, 1)).astype(np.uint8)
+    return Arrays({'image': images, 'label': rng.integers(0, tiny.CLASSES, 20)})
+
+
 # Name -> what differs from the tiny run.
 MODELS = {
     'sequential': {},
@@ -82,6 +100,9 @@ MODELS = {
         'model': listed,
         'loss': lambda labels, outputs: tf.abs(outputs[0][:, 0] - outputs[1][:, 0]),
     },
+    'resnet': {'model': functools.partial(resnet, tiny.CLASSES, (4, 4, 1), 4, (1,))},
+    'vit': {'model': functools.partial(vit, tiny.CLASSES, (4, 4, 1), 2, 8, 1, 2)},
+    'application': {'model': fine_tuned, 'train_data': Data(larger_images())},
 }
 
 
@@ -127,7 +148,7 @@ def test_arguments_have_the_names_of_features_or_the_nearest_that_tensorflow_tak
 @pytest.mark.slow
 def test_exports_serve_raw_features_with_tensorflow_alone(make_strategy, tmp_path):
     expected, saved = {}, []
-    for replicas, (name, changes) in zip((2, 1, 2, 1, 1), MODELS.items(), strict=True):
+    for replicas, (name, changes) in zip((2, 1, 2, 1, 1, 2, 1, 1), MODELS.items(), strict=True):
         model_dir = tmp_path / name
         arguments = trained(make_strategy(replicas), model_dir, **changes)
         litter = model_dir / 'export' / '.tmp-2-killed'
