@@ -19,6 +19,7 @@ from launch.sweeps.book import Book, is_sweep
 from launch.sweeps.plan import Plan, read
 from launch.sweeps.runner import Runner
 from launch.sweeps.slots import slots
+from trainer import gin_files
 from trainer.errors import ConfigError
 from trainer.model_dir import ModelDir
 
@@ -91,14 +92,12 @@ def check(plan: Plan, job: Asked) -> None:
     cases = [
         {**usual, name: text} for name, domain in plan.parameters.items() for text in domain.ends
     ]
-    file, _, line = plan.where.rpartition(':')
     unused = ','.join(['evaluate', *(['export'] if job.options.mode == 'train' else [])])
     with tempfile.TemporaryDirectory(prefix='phalanx-') as aside:
         saved = []
         for values in cases:
-            # As if they stood in the file of the sweep, for the sake of what is told of them.
-            parts = [(file, int(line), f'{name} = {text}') for name, text in values.items()]
-            script = dataclasses.replace(job.script, parts=[*job.script.parts, *parts])
+            own = gin_files.read([], [f'{name} = {text}' for name, text in values.items()])
+            script = dataclasses.replace(job.script, parts=[*job.script.parts, *own.parts])
             saved.append(Path(aside) / f'{len(saved)}.json')
             script.save(saved[-1])
         done = subprocess.run(
@@ -109,9 +108,17 @@ def check(plan: Plan, job: Asked) -> None:
             check=False,
         )
     if done.returncode == ConfigError.exit_code:
-        raise ConfigError(done.stdout.strip())
+        raise ConfigError(_located(done.stdout.strip(), plan))
     if done.returncode:
         raise RuntimeError(f'The check of the sweep failed:\n{done.stderr}')
+
+
+def _located(message: str, plan: Plan) -> str:
+    """Has a message name the file of the sweep where the trials get a value by a flag."""
+    where, _, rest = message.partition(': ')
+    if where == 'the command line' and rest.startswith(tuple(plan.parameters)):
+        return f'{plan.where}: {rest}'
+    return message
 
 
 def _flags(job: Asked) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import time
@@ -18,6 +19,10 @@ from launch.sweeps.slots import Slot
 from launch.sweeps.stopping import evaluations, median_rule
 from trainer.errors import nearest
 
+# Saved; or told to stop so early that nothing had begun that could be saved.
+_STOPPED = (PREEMPTED, -signal.SIGTERM)
+# A worker's error, or what its launcher makes of it.
+_TOLD = re.compile(r'(?:error: |phalanx: (?=giving up|model_dir))(.*)')
 _LOOK_SECONDS = 1.0  # How often their evaluations are read.
 
 
@@ -167,7 +172,7 @@ class Runner:
             trial = self._book.note(self._book.trials[number], code=code)
             if code == 0:
                 self._finish(trial)
-            elif code != PREEMPTED:
+            elif code not in _STOPPED:
                 self._end(trial, 'failed', reason=self._why(trial, code))
             elif trial.stop_at is not None:
                 self._end(trial, 'stopped')
@@ -206,10 +211,11 @@ class Runner:
         """The last thing that the launcher of a trial has said of a failure."""
         with contextlib.suppress(OSError):
             lines = self.log(trial).read_text(errors='replace').splitlines()
-            said = [line for line in lines if line.startswith(('error: ', 'phalanx: '))]
-            errors = [line for line in said if line.startswith('error: ')]
-            for line in reversed(errors or said):
-                return line.partition(': ')[2]
+            for line in reversed(lines):
+                if match := _TOLD.match(line):
+                    return match[1]
+        if code < 0:
+            return f'signal {-code}'
         return 'a mistake' if code == MISTAKE else f'exit code {code}'
 
     @contextlib.contextmanager

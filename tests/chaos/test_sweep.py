@@ -12,6 +12,7 @@ import pytest
 from absl import flags as absl_flags
 
 from launch import asked
+from launch.ledger import Ledger
 from launch.sweeps.book import Book, Trial
 from launch.sweeps.plan import read as read_plan
 from launch.sweeps.search import draw
@@ -32,7 +33,7 @@ FLAGS = [
     '--sweep_file=sweep.gin',
     '--parallel=2',
     '--gin_file=runs/digits_mlp.gin',
-    '--gin.STEPS=120',
+    '--gin.STEPS=400',
     '--gin.mlp.units=16',
     '--gin.train.save_every=20',
     '--max_restarts=0',
@@ -81,6 +82,11 @@ def trials(directory):
     return {trial['number']: trial for trial in content['trials']}
 
 
+def attempts(model_dir):
+    ledger = Ledger(model_dir / 'ledger.jsonl').read()
+    return [each for each in ledger if each['event'] == 'attempt']
+
+
 def until(condition, process):
     end = time.monotonic() + DEADLINE_SECONDS
     while not condition():
@@ -107,7 +113,18 @@ def test_a_killed_sweep_goes_on_and_one_failure_does_not_end_it(tmp_path):
     # Nothing is left of it.
     _, alive = psutil.wait_procs(processes_of(directory), timeout=30)
     assert not alive
-    assert before[1]['state'] == 'running' or before[1]['state'] == 'finished'
+    assert before[1]['state'] == 'running'
+
+    # Ctrl-C has all that runs save and end.
+    interrupted = start(directory)
+    try:
+        until(lambda: len(attempts(directory / 'trial-001')) > 1, interrupted)
+        interrupted.send_signal(signal.SIGINT)
+        assert interrupted.wait(DEADLINE_SECONDS) == 75, (tmp_path / 'said').read_text()
+    finally:
+        interrupted.kill()
+        interrupted.wait()
+    assert trials(directory)[1]['state'] == 'running'
 
     again = start(directory)
     try:
@@ -120,12 +137,11 @@ def test_a_killed_sweep_goes_on_and_one_failure_does_not_end_it(tmp_path):
     assert 'BATCH_SIZE' in found[2]['reason'] or 'batch' in found[2]['reason']
     assert all(found[n]['parameters'] == before[n]['parameters'] for n in before)
     assert found[1]['value'] > 0.8 > found[3]['value']
-    assert found[1]['step'] == 120
+    assert found[1]['step'] == 400
     # What the first trial had done was not done again.
-    ledger = (directory / 'trial-001' / 'ledger.jsonl').read_text().splitlines()
-    begun = [json.loads(line) for line in ledger if '"event": "attempt"' in line]
-    assert begun[0]['step'] == 0
-    assert before[1]['state'] == 'finished' or begun[-1]['step'] >= 20
+    steps = [each['step'] for each in attempts(directory / 'trial-001')]
+    assert (len(steps), steps[0]) == (3, 0)
+    assert steps[1] >= 20
 
     # What has ended is not run again, and the table is shown.
     third = start(directory)

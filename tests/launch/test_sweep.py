@@ -3,12 +3,14 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 from rich.console import Console
 
+from launch.__main__ import main
 from launch.sweeps import book as books
 from launch.sweeps import hparams, report, search, stopping
 from launch.sweeps.book import Book, Trial
@@ -112,6 +114,23 @@ def test_mistakes_are_told(tmp_path, changes, told):
 def test_what_does_not_belong_into_the_file_is_told(tmp_path):
     with pytest.raises(ConfigError, match=r'sweep\.gin:1: BATCH_SIZE is no setting of a sweep'):
         planned(tmp_path, f'BATCH_SIZE = 3\n{FILE}')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('parameters', 'told'),
+    [
+        ("{'LEARNIN_RATE': [1.0]}", "7: LEARNIN_RATE is set.* Did you mean 'LEARNING_RATE'"),
+        ("{'mlp.units': [16, '32']}", "7: mlp.units = '32' is of type str"),
+        ("{'cnn.units': [8], 'MODEL': [@mlp, @cnn]}", '7: cnn.units has no effect'),
+    ],
+)
+def test_what_a_trial_would_refuse_is_told_before_the_first(tmp_path, capfd, parameters, told):
+    planned(tmp_path, parameters=parameters)
+    flags = ['--gin_file=runs/digits_mlp.gin', f'--model_dir={tmp_path / "sweep"}']
+    assert main(['sweep', f'--sweep_file={tmp_path / "sweep.gin"}', *flags]) == 2
+    assert re.search(f'sweep.gin:{told}', capfd.readouterr().err)
+    assert not list((tmp_path / 'sweep').glob('trial*'))
 
 
 # ---- What is drawn.
