@@ -22,6 +22,7 @@ from trainer.data.augment import scale_images
 from trainer.data.batch import Data, batch_spec, model_inputs
 from trainer.data.pipeline import train_batches
 from trainer.models.resnet import resnet
+from trainer.models.transformer_lm import transformer_lm
 from trainer.objective import Objective
 from trainer.state import build_state
 from trainer.step import TrainStep
@@ -58,8 +59,19 @@ def image_data(count: int) -> Data:
     return Data(Arrays({'image': images, 'label': labels}), preprocess=scale_images)
 
 
+def token_data(count: int, length: int) -> Data:
+    """Windows of bytes, and the byte after each."""
+    tokens = np.random.default_rng(0).integers(0, 257, (count, length + 1), np.int32)
+    windows = {'tokens': tokens[:, :-1], 'targets': tokens[:, 1:]}
+    return Data(Arrays(windows), 'tokens', label='targets')
+
+
 FAMILIES: dict[str, Callable[[], Family]] = {
     'resnet': lambda: Family(functools.partial(resnet, 10, (28, 28, 1)), image_data(10 * 128)),
+    # As in `runs/text.gin`.
+    'transformer': lambda: Family(
+        functools.partial(transformer_lm, 257, window=128), token_data(10 * 16, 128), 16
+    ),
 }
 
 
