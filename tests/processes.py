@@ -18,7 +18,7 @@ def environment(**more):
     return {**kept, **more}
 
 
-def start_workers(command, count, **popen):
+def start_workers(command, count, variables=None, **popen):
     """Starts `count` processes of a command, each with its TF_CONFIG if they are several."""
     popen = {'stdout': subprocess.PIPE, **popen}
     cluster = {'worker': [f'127.0.0.1:{port}' for port in free_ports(count)]}
@@ -29,7 +29,7 @@ def start_workers(command, count, **popen):
         processes.append(
             subprocess.Popen(
                 [sys.executable, *map(str, command)],
-                env=environment(**config),
+                env=environment(**config, **(variables or {})),
                 stderr=subprocess.STDOUT,
                 text=True,
                 **popen,
@@ -50,9 +50,9 @@ def finish(processes, timeout=300):
                 process.wait()
 
 
-def run_workers(command, count, timeout=300):
+def run_workers(command, count, timeout=300, **variables):
     """Runs a job to its end and returns the workers' outputs; fails with them otherwise."""
-    ended = finish(start_workers(command, count), timeout)
+    ended = finish(start_workers(command, count, variables), timeout)
     for index, (code, output) in enumerate(ended):
         assert code == 0, f'worker {index} ended with {code}:\n{output[-4000:]}'
     return [output for _, output in ended]

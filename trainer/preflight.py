@@ -61,14 +61,20 @@ def _shown(spec) -> str:
 
 
 def check_layers(
-    model: keras.Model, num_replicas: int, *, jit_compile: bool, canonical: int | None
+    model: keras.Model,
+    num_replicas: int,
+    *,
+    jit_compile: bool = False,
+    canonical: int | None = None,
+    accumulate: int = 1,
 ) -> None:
     """Raises ConfigError if a layer adds up over replicas where that cannot be.
 
     Args:
         model: what is trained.
         num_replicas: over all workers.
-        jit_compile, canonical: `jit_compile` and `canonical_shards` of `trainer.train`.
+        jit_compile, canonical, accumulate: `jit_compile`, `canonical_shards` and `accumulate` of
+            `trainer.train`.
     """
     layers = [layer for layer in model._flatten_layers() if getattr(layer, 'synchronized', False)]
     if layers and canonical:
@@ -76,6 +82,12 @@ def check_layers(
             f'train.canonical_shards does not go with the layer {layers[0].name!r}, which is '
             'synchronized: shards are computed one after the other. Set synchronized=False in the '
             'layer, which then takes the statistics of a shard, or use another normalisation.'
+        )
+    if layers and accumulate > 1 and num_replicas > 1:
+        raise ConfigError(
+            f'train.accumulate = {accumulate} does not go with the layer {layers[0].name!r}, which '
+            'is synchronized: TensorFlow cannot reduce over replicas within a loop. Set '
+            'synchronized=False in the layer, or use another normalisation (group, layer).'
         )
     if layers and jit_compile and num_replicas > 1:
         raise ConfigError(

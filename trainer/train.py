@@ -222,7 +222,13 @@ def train(
         names = ['loss', *objective.results([0.0] * len(objective.names))]
         known = measured([*names, *MetricSums(metrics).names], eval_data is not None)
         check_metrics(keep, early_stop, known)
-        check_layers(state.model, replicas, jit_compile=jit_compile, canonical=canonical_shards)
+        check_layers(
+            state.model,
+            replicas,
+            jit_compile=jit_compile,
+            canonical=canonical_shards,
+            accumulate=accumulate,
+        )
         train_step = TrainStep(
             strategy,
             state,

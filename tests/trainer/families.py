@@ -6,15 +6,21 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
+import tensorflow as tf
 
+from trainer.data import paired
 from trainer.data.arrays import Arrays
+from trainer.data.augment import random_shift
 from trainer.data.batch import Data
+from trainer.groups import Group
 from trainer.models import (
     application,
     cnn,
+    gan,
     linear,
     mlp,
     resnet,
+    simclr,
     text_classifier,
     transformer_lm,
     vit,
@@ -71,6 +77,17 @@ def families() -> dict[str, Family]:
     lengths = rng.integers(1, 13, (EXAMPLES, 1))
     texts = {'tokens': np.where(np.arange(12) < lengths, tokens[:, :-1], 0), 'label': label}
     windows = {'tokens': tokens[:, :-1], 'targets': tokens[:, 1:]}
+    players = {
+        'groups': [
+            Group(
+                '*/generator/*',
+                loss='generator',
+                optimizer=functools.partial(keras.optimizers.SGD, 0.05),
+            ),
+            Group('*/discriminator/*', loss='discriminator'),
+        ]
+    }
+    shift = functools.partial(random_shift, max_pixels=1)
     return {
         'cnn': Family(
             functools.partial(cnn.cnn, CLASSES, filters=4, units=8, dropout=0.0, norm='sync_batch'),
@@ -106,5 +123,67 @@ def families() -> dict[str, Family]:
                 text_classifier.text_classifier, CLASSES, units=8, blocks=1, heads=2, dropout=0.0
             ),
             Data(Arrays(texts), 'tokens'),
+        ),
+        'simclr': Family(
+            functools.partial(simclr.simclr, functools.partial(mlp.mlp, 6, 8, 1, 0.0), 4),
+            Data(
+                paired.paired(image_data.source),
+                inputs=('image', 'view'),
+                label=None,
+                augment=paired.two_views(shift),
+            ),
+            simclr.nt_xent,
+        ),
+        # Its noise differs from replica to replica, so here it has none.
+        'gan': Family(
+            functools.partial(gan.gan, (8, 8, 1), 4, 4),
+            Data(Arrays({'image': 0.5 + 0.1 * images}), label=None),
+            noiseless_gan,
+            players,
+        ),
+    }
+
+
+def noiseless_gan(model, batch, training):
+    """The losses of a GAN whose images are made of those it is given."""
+    noise = tf.reshape(batch['inputs'], [-1, 64])[:, : model.latent]
+    made = model.generator(noise, training=training)
+    real, fake = (model.discriminator(x, training=training) for x in (batch['inputs'], made))
+    return {
+        'discriminator': tf.nn.softplus(-real) + tf.nn.softplus(fake),
+        'generator': tf.nn.softplus(-fake),
+    }
+
+
+def family_of_all_techniques(name: str) -> Family:
+    """A family that goes with accumulation on several replicas."""
+    family = families()[name]
+    if name != 'resnet':
+        return family
+    grouped = functools.partial(
+        resnet.resnet, CLASSES, (8, 8, 1), filters=8, blocks=(1, 1), norm='group'
+    )
+    return dataclasses.replace(family, model=grouped)
+
+
+def elastic_families() -> dict[str, Family]:
+    """Name -> a tiny run with all that is random or differs from shard to shard."""
+    plain = families()
+    return {
+        'cnn': dataclasses.replace(
+            plain['cnn'],
+            model=functools.partial(cnn.cnn, CLASSES, filters=4, units=8, dropout=0.3),
+        ),
+        'transformer_lm': dataclasses.replace(
+            plain['transformer_lm'],
+            model=functools.partial(
+                transformer_lm.transformer_lm, 257, units=8, blocks=1, heads=2, dropout=0.2
+            ),
+        ),
+        'wide_and_deep': dataclasses.replace(
+            plain['wide_and_deep'],
+            model=functools.partial(
+                wide_and_deep.wide_and_deep, CLASSES, units=(8, 4), dropout=0.3
+            ),
         ),
     }
