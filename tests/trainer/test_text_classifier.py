@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from tests.trainer import tiny
-from trainer.data.batch import Data
+from trainer.data.batch import Data, model_inputs
+from trainer.data.table import table
 from trainer.data.text_folder import byte_tokens, text_folder
 from trainer.errors import ConfigError
 from trainer.models.text_classifier import text_classifier
@@ -96,6 +97,15 @@ def test_texts_become_tokens_cut_or_filled_up():
     assert found['stars'] is features['stars']
     with pytest.raises(ConfigError, match=r"'text', but the features that are texts are \['revi"):
         byte_tokens(features)
+
+
+def test_a_column_of_a_table_becomes_tokens(tmp_path):
+    (tmp_path / 'reviews.csv').write_text('review,opinion\nab,good\nabcde,bad\n')
+    preprocess = functools.partial(byte_tokens, feature='review', length=4)
+    rows = table(str(tmp_path / 'reviews.csv'), label='opinion')
+    data = Data(rows, 'tokens', label='opinion', preprocess=preprocess)
+    found = model_inputs(data, rows.fetch(tf.constant([1, 0], tf.int64)))
+    assert found.numpy().tolist() == [[98, 99, 100, 101], [98, 99, 0, 0]]
 
 
 def build(**options):
