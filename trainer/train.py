@@ -39,6 +39,7 @@ from trainer.preflight import (
     check_metrics,
     measured,
 )
+from trainer.remat import rematerialise
 from trainer.resume import tell_changes
 from trainer.state import build_state
 from trainer.step import TrainStep
@@ -88,6 +89,7 @@ def train(
     precision: str = 'float32',
     accumulate: int = 1,
     canonical_shards: int | None = None,
+    remat: Sequence[str] = (),
     jit_compile: bool = False,
     run_eagerly: bool = False,
     divergence: Divergence | None = None,
@@ -130,6 +132,7 @@ def train(
         accumulate: micro-batches a replica splits its batch into, to save memory.
         canonical_shards: sums in an order that is the same for 1, 2, 4 ... up to so many replicas,
             which then end with the same bits. See `trainer.canonical`.
+        remat: patterns of names of layers whose activations are computed again, to save memory.
         jit_compile: whether XLA compiles the forward and backward pass.
         run_eagerly: whether steps run as plain Python, for a debugger.
         divergence: when to go back to a checkpoint and leave out the data that may be the cause;
@@ -217,6 +220,7 @@ def train(
             precision=precision,
         )
         schedule.bind(state.optimizers, last_step, steps_per_epoch)
+        rematerialise(state.model, remat)
         objective.find_names(strategy, state, batch_spec(train_data, batch_size // replicas))
         num_classes = check_labels(train_data, loss, state.output_spec)
         names = ['loss', *objective.results([0.0] * len(objective.names))]

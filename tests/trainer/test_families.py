@@ -133,9 +133,9 @@ def test_every_family_that_is_killed_again_and_again_ends_with_the_same_bits(tmp
         checkpoints += random.randint(1, 4)
         end = time.monotonic() + 300
         while len(list(out.glob('plain/*/checkpoints/step-*'))) < checkpoints:
-            assert process.poll() is None and time.monotonic() < end, (
-                tmp_path / f'{killed}.log'
-            ).read_text()[-3000:]
+            said = (tmp_path / f'{killed}.log').read_text()[-3000:]
+            assert process.poll() is None, said
+            assert time.monotonic() < end, said
             time.sleep(0.01)
         time.sleep(random.uniform(0, 1))
         process.kill()
