@@ -11,6 +11,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from launch import asked
+from launch.causes import likely_cause
 from launch.ledger import Ledger
 from trainer.cluster import Cluster
 from trainer.console import hidden_stderr, set_up_logging
@@ -20,7 +21,8 @@ _VERBS = ('batch', 'lr')
 _OUT_OF_MEMORY = re.compile(
     r'RESOURCE_EXHAUSTED|ResourceExhausted|OOM when allocating|MemoryError|bad_alloc|'
     r'annot allocate memory|ailed to allocate memory|[Oo]ut of memory|CUDA_ERROR_OUT_OF_MEMORY|'
-    r'Resource temporarily unavailable'
+    # A thread's stack is memory, too.
+    r"Resource temporarily unavailable|can't start new thread"
 )
 _PACE = re.compile(r'([\d,]+) examples/s')
 # Killed, as the kernel does for lack of memory; or native code gave up after an allocation.
@@ -187,9 +189,12 @@ def _try(given: Sequence[str], aside: Path, size: int, steps: int) -> Try:
         return Try(fits=False, why='does not fit: out of memory')
     if any(code in _KILLED for code in codes):
         return Try(fits=False, why='does not fit: killed, as for lack of memory')
-    last = (done.stderr.strip() or said.strip() or 'nothing').splitlines()[-1]
+    failed = next((event for event in events if event['event'] == 'exit'), {'worker': 0})
+    workers = sorted(model_dir.glob('logs/attempt-1/worker-*.log'))
+    cause = likely_cause(failed['worker'], failed.get('code'), workers)
     raise ConfigError(
-        f'A batch of {size} failed, and not for lack of memory. The last that was said: {last}'
+        f'A batch of {size} failed, and not for lack of memory: '
+        f'{cause or done.stderr.strip()[-500:] or "it said nothing"}'
     )
 
 

@@ -84,9 +84,9 @@ def test_the_range_test_of_the_digits_suggests_a_rate_and_touches_nothing(tmp_pa
 def test_a_batch_that_exceeds_the_memory_is_survived_and_reported(tmp_path):
     done = phalanx(
         'tune', 'batch', '--gin_file=runs/digits.gin', '--gin.BATCH_SIZE=4096',
-        '--gin.cnn.filters=512', '--tune_steps=4', '--largest=65536', cwd=tmp_path, limit=24 << 30,
+        '--gin.cnn.filters=512', '--tune_steps=4', '--largest=8192', cwd=tmp_path, limit=5 << 30,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert 'does not fit' in done.stdout
-    assert 'largest that fits:' in done.stdout
+    assert 'largest that fits: 4,096\n' in done.stdout
     assert list(tmp_path.iterdir()) == []
