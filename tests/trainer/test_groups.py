@@ -228,6 +228,7 @@ def test_each_optimizer_trains_its_own_and_has_its_own_slots_and_rate(make_strat
     assert not [path for path in paths if 'learning_rate' in path]
 
 
+@pytest.mark.slow
 def test_what_each_optimizer_does_is_what_it_does_alone(make_strategy):
     strategy = make_strategy(2)
     found = moved(strategy, two_optimizers(), optimizer=functools.partial(Adam, 0.01))
@@ -267,6 +268,7 @@ def test_one_device_and_two_replicas_agree(make_strategy):
     assert_close(two, one)
 
 
+@pytest.mark.slow
 def test_a_restored_state_goes_on_to_the_same_bits(make_strategy):
     def training():
         return Training(
@@ -290,6 +292,7 @@ def test_without_groups_the_optimizer_is_kerass_own(make_strategy):
     assert type(Training(make_strategy(1), model).state.optimizer) is SGD
 
 
+@pytest.mark.slow
 def test_lamb_is_the_same_on_two_replicas_and_goes_on_to_the_same_bits(make_strategy):
     def training(replicas):
         optimizer = functools.partial(keras.optimizers.Lamb, 0.01, weight_decay=0.1)

@@ -230,6 +230,7 @@ def test_a_file_that_is_cut_off_is_named(state, tmp_path):
 # ---- In a run.
 
 
+@pytest.mark.slow
 def test_a_run_starts_warm_once_and_its_manifests_tell(make_strategy, tmp_path, caplog):
     first = tiny.run(make_strategy(2), tmp_path / 'first', steps=4, save_every=4)
     start = WarmStart(str(tmp_path / 'first'))
