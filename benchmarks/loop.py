@@ -28,6 +28,7 @@ from trainer.data.augment import scale_images
 from trainer.data.batch import Data
 from trainer.data.pipeline import train_batches
 from trainer.models.cnn import cnn
+from trainer.objective import Objective
 from trainer.state import build_state
 from trainer.step import TrainStep
 from trainer.strategy import build_strategy
@@ -58,7 +59,7 @@ def our_loop(strategy, model, shape, iterator, precision='float32', **options):
     spec = tf.TensorSpec([None, *shape])
     state = build_state(strategy, model, keras.optimizers.Adam, spec, precision=precision)
     accuracy = keras.metrics.SparseCategoricalAccuracy(name='accuracy')
-    step = TrainStep(strategy, state, LOSS, [accuracy], **options)
+    step = TrainStep(strategy, state, Objective(LOSS), [accuracy], **options)
 
     def take(steps: int) -> dict[str, float]:
         return step.results(step.run(iterator, steps))

@@ -113,6 +113,7 @@ def phalanx_worker(addresses: list[str], index: int, batch_size: int) -> Callabl
     from trainer.data.batch import Data, batch_spec
     from trainer.data.pipeline import train_batches
     from trainer.models.cnn import cnn
+    from trainer.objective import Objective
     from trainer.state import build_state
     from trainer.step import TrainStep
     from trainer.strategy import build_strategy
@@ -125,7 +126,7 @@ def phalanx_worker(addresses: list[str], index: int, batch_size: int) -> Callabl
     state = build_state(strategy, model, keras.optimizers.Adam, batch_spec(data)['inputs'])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     accuracy = keras.metrics.SparseCategoricalAccuracy(name='accuracy')
-    step = TrainStep(strategy, state, loss, [accuracy])
+    step = TrainStep(strategy, state, Objective(loss), [accuracy])
     batches = train_batches(data, strategy, seed=0, global_batch_size=batch_size, start_step=0)
     agreement = Agreement(strategy, cluster)
 

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.checkpoint import Checkpoints
+from trainer.objective import Objective
 from trainer.state import State, build_state
 from trainer.step import TrainStep
 
@@ -45,7 +46,7 @@ class Training:
             keras.optimizers.Adam,
             tf.TensorSpec([None, width]),
         )
-        self._step = TrainStep(strategy, self.state, LOSS)
+        self._step = TrainStep(strategy, self.state, Objective(LOSS))
         random = np.random.default_rng(0)
         batch = {
             'inputs': tf.constant(random.random((BATCH_SIZE, width), np.float32)),

@@ -28,6 +28,7 @@ from trainer.data.augment import scale_images
 from trainer.data.batch import Data
 from trainer.data.pipeline import train_batches
 from trainer.model_dir import ModelDir
+from trainer.objective import Objective
 from trainer.observe import phases
 from trainer.observe.report import Report
 from trainer.state import build_state
@@ -73,7 +74,7 @@ class Run:
         )
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         accuracy = keras.metrics.SparseCategoricalAccuracy(name='accuracy')
-        self._train_step = TrainStep(strategy, self._state, loss, [accuracy])
+        self._train_step = TrainStep(strategy, self._state, Objective(loss), [accuracy])
         self._batches = train_batches(
             Data(arrays, preprocess=scale_images),
             strategy,

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from trainer import canonical
 from trainer.errors import ConfigError, nearest
-from trainer.objective import Objective
+from trainer.objective import Found, Objective, WholeStep
 from trainer.state import State
 from trainer.sums import MetricSums, weigh
 
@@ -93,6 +93,11 @@ class Gradients:
         self._state, self._objective, self._metrics = state, objective, metrics
         self._seed, self._shares, self._accumulate = seed, shares, accumulate
         for name in filter(None, state.trained_by):
+            if isinstance(objective, WholeStep):
+                raise ConfigError(
+                    f'Group.loss = {name!r} does not go with train.train_step, which computes all '
+                    'gradients itself. Remove it.'
+                )
             if name not in objective.names:
                 raise ConfigError(
                     f'Group.loss = {name!r} is none of the losses, which are '
@@ -176,18 +181,15 @@ class Gradients:
         weights, over the global number of elements: divided by the global weight once it is
         summed, it becomes the weighted mean plus the penalties.
         """
-        state, objective = self._state, self._objective
+        state = self._state
         seeds = self._random_state(
             step, share, tf.zeros([], tf.int64) if micro_batch is None else micro_batch
         )
         weights = batch.get('weights')
         with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
             tape.watch(trainable)
-            found, updated, penalties = state.call(
-                functools.partial(objective, state.model, batch, training=True),
-                trainable,
-                moving,
-                seeds,
+            (found, given), updated, penalties = state.call(
+                functools.partial(self._found, batch), trainable, moving, seeds
             )
             losses, totals = [], []
             for values, mask in found.losses.values():
@@ -196,19 +198,25 @@ class Gradients:
                 losses.append(loss)
                 totals.append(total)
             masked = len(losses) > 1 and any(mask is not None for _, mask in found.losses.values())
-            penalty = tf.add_n([tf.cast(p, tf.float32) for p in penalties]) if penalties else None
-            self._parts = self._division(masked)
+            penalty = None
+            if penalties and given is None:
+                penalty = tf.add_n([tf.cast(p, tf.float32) for p in penalties])
+            self._parts = self._division(masked and given is None)
             targets = []
             for part in self._parts:
                 target = tf.add_n([losses[index] for index in part.losses])
                 if part.penalised and penalty is not None:
                     target += totals[part.losses[0]] * penalty
                 targets.append(target * scale)
-        gradients = [
-            gradient
-            for part, target in zip(self._parts, targets, strict=True)
-            for gradient in tape.gradient(target, [trainable[i] for i in part.variables])
-        ]
+        if given is None:
+            gradients = [
+                gradient
+                for part, target in zip(self._parts, targets, strict=True)
+                for gradient in tape.gradient(target, [trainable[i] for i in part.variables])
+            ]
+        else:
+            share = totals[0] * scale
+            gradients = [g if g is None else g * tf.cast(share, g.dtype) for g in given]
         del tape
         weighted = weights is not None or any(m is not None for _, m in found.losses.values())
         self._moves = [
@@ -253,6 +261,12 @@ class Gradients:
         )
         means = [new / self._shares for new, m in zip(moving, self._moves, strict=True) if m]
         return dataclasses.replace(_summed(first).filled(sums), moving=means)
+
+    def _found(self, batch) -> tuple[Found, list | None]:
+        """The losses, and the gradients where the user computes these."""
+        if isinstance(self._objective, WholeStep):
+            return self._objective.with_gradients(self._state.model, batch)
+        return self._objective(self._state.model, batch, training=True), None
 
     def _division(self, masked: bool) -> list[_Part]:
         """Which losses train which variables, and which of them are differentiated together.

@@ -132,6 +132,44 @@ class Objective:
                 self.loss = loss
 
 
+class WholeStep(Objective):
+    """Losses whose gradients the user computes as well.
+
+    Args:
+        step: a function (model, weights, batch) -> (losses, gradients): `weights` are the values of
+            `model.trainable_variables`, for a `tf.GradientTape` to watch; losses are as for
+            `Objective`; there is a gradient, or None, for each weight, of what is to be minimised
+            as the mean over the examples that it was given. Penalties are its own business.
+    """
+
+    def __init__(self, step: Callable):
+        self.loss, self.names, self._is_whole = step, [ONLY], True
+
+    def __call__(self, model: keras.Model, batch: dict, *, training: bool) -> Found:
+        return self.with_gradients(model, batch)[0]
+
+    def with_gradients(self, model: keras.Model, batch: dict) -> tuple[Found, list]:
+        """Returns the losses, and a gradient or None for each of `model.trainable_variables`.
+
+        Raises:
+            ConfigError: it is not what was promised.
+        """
+        weights = [tf.convert_to_tensor(v.value) for v in model.trainable_variables]
+        returned = self.loss(model, weights, batch)
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise ConfigError(f'{_name(self.loss)} must return (losses, gradients).')
+        losses, gradients = returned
+        fits = isinstance(gradients, list | tuple) and len(gradients) == len(weights)
+        if not fits or any(
+            g is not None and g.shape != w.shape for g, w in zip(gradients, weights, strict=True)
+        ):
+            raise ConfigError(
+                f'{_name(self.loss)} must return a gradient, or None, for each of the '
+                f'{len(weights)} weights, and of its shape.'
+            )
+        return named(losses, self.loss), list(gradients)
+
+
 def named(returned, function: Callable) -> Found:
     """Returns what a user's function of a whole model has returned, checked.
 

@@ -20,8 +20,9 @@ from trainer.groups import Group
 from trainer.interval import epoch_steps, parse_steps
 from trainer.model_dir import ModelDir
 from trainer.numerics import Finding, Operation, Watch, some
-from trainer.objective import Objective
+from trainer.objective import Objective, WholeStep
 from trainer.preflight import check_batch_size
+from trainer.remat import rematerialise
 from trainer.state import build_state
 from trainer.sums import Metrics
 from trainer.warm_start import WarmStart, begin_with
@@ -125,6 +126,8 @@ def replay(
     precision: str = 'float32',
     accumulate: int = 1,
     canonical_shards: int | None = None,
+    train_step: Callable | None = None,
+    remat: Sequence[str] = (),
     jit_compile: bool = False,
     warm_start: WarmStart | None = None,
     allow_changes: Sequence[str] = (),
@@ -143,7 +146,7 @@ def replay(
         model_dir: of the run.
         step: which one, from 1 to the length of the run.
         model, optimizer, loss, train_data, steps, batch_size, metrics, groups, seed, precision,
-            accumulate, canonical_shards, jit_compile, warm_start, allow_changes: what
+            accumulate, canonical_shards, train_step, remat, jit_compile, warm_start, allow_changes: what
             `trainer.train` was given.
         oldest: no checkpoint of an earlier step will do, as the run was another one then.
         debug: whether the eager step runs under pdb, with a breakpoint in the model's `call`.
@@ -177,6 +180,8 @@ def replay(
         strategy, model, optimizer, spec, groups=groups, seed=seed, precision=precision
     )
     schedule.bind(state.optimizers, last_step, steps_per_epoch)
+    rematerialise(state.model, remat)
+    objective = objective if train_step is None else WholeStep(train_step)
     objective.find_names(strategy, state, batch_spec(train_data, batch_size // replicas))
     start, tensors, manifest = _nearest(checkpoints, step, oldest)
     if start:
@@ -198,7 +203,7 @@ def replay(
         )
 
     watch = Watch()
-    train_step = WatchedStep(
+    watched_step = WatchedStep(
         watch,
         strategy,
         state,
@@ -212,18 +217,18 @@ def replay(
     compiled = batches(start)
     if step - 1 > start:
         logging.info('taking steps %d to %d first', start + 1, step - 1)
-        train_step.run(compiled, step - 1 - start)
+        watched_step.run(compiled, step - 1 - start)
     before = state.snapshot()
-    totals = train_step.run(compiled, 1)
+    totals = watched_step.run(compiled, 1)
     after = state.snapshot()
     finite = bool(totals['finite_steps'])
 
     state.restore(before)
     batch = next(batches(step - 1))
-    with eagerly(), watch.layers(state.model), train_step.watched_loss():
-        run = in_debugger(state.model, train_step.run, step) if debug else train_step.run
+    with eagerly(), watch.layers(state.model), watched_step.watched_loss():
+        run = in_debugger(state.model, watched_step.run, step) if debug else watched_step.run
         run(iter([batch]), 1)
-    loss_value, norm = train_step.loss_and_norm
+    loss_value, norm = watched_step.loss_and_norm
     if finite:
         loss_value, norm = float(totals['loss']), float(totals['gradient_norm'])
     return Replay(
@@ -233,13 +238,13 @@ def replay(
         finite=finite,
         loss=loss_value,
         gradient_norm=norm,
-        gradients=train_step.gradients,
+        gradients=watched_step.gradients,
         state_sha256=state_sha256(after),
         saved_sha256=_saved(checkpoints.path(step)),
         difference=_difference(after, state.snapshot()),
         finding=None if finite or not watch.findings else watch.findings[0],
         operation=None if finite else watch.cause(),
-        nearest=_nearest_to_loss(train_step.gradients, watch.order()),
+        nearest=_nearest_to_loss(watched_step.gradients, watch.order()),
         rolled_back=any(step * batch_size > first for first, _ in left_out.windows),
     )
 

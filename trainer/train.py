@@ -28,7 +28,7 @@ from trainer.evaluate import Evaluation
 from trainer.groups import Group
 from trainer.interval import Every, epoch_steps, parse_steps
 from trainer.model_dir import ModelDir
-from trainer.objective import Objective
+from trainer.objective import Objective, WholeStep
 from trainer.observe import phases
 from trainer.observe.report import Report
 from trainer.preflight import (
@@ -89,6 +89,7 @@ def train(
     precision: str = 'float32',
     accumulate: int = 1,
     canonical_shards: int | None = None,
+    train_step: Callable | None = None,
     remat: Sequence[str] = (),
     jit_compile: bool = False,
     run_eagerly: bool = False,
@@ -132,6 +133,8 @@ def train(
         accumulate: micro-batches a replica splits its batch into, to save memory.
         canonical_shards: sums in an order that is the same for 1, 2, 4 ... up to so many replicas,
             which then end with the same bits. See `trainer.canonical`.
+        train_step: a function (model, weights, batch) -> (losses, gradients) in place of `loss`,
+            which then serves evaluation alone. See `trainer.objective.WholeStep`.
         remat: patterns of names of layers whose activations are computed again, to save memory.
         jit_compile: whether XLA compiles the forward and backward pass.
         run_eagerly: whether steps run as plain Python, for a debugger.
@@ -221,9 +224,11 @@ def train(
         )
         schedule.bind(state.optimizers, last_step, steps_per_epoch)
         rematerialise(state.model, remat)
+        trained = objective if train_step is None else WholeStep(train_step)
+        trained.find_names(strategy, state, batch_spec(train_data, batch_size // replicas))
         objective.find_names(strategy, state, batch_spec(train_data, batch_size // replicas))
         num_classes = check_labels(train_data, loss, state.output_spec)
-        names = ['loss', *objective.results([0.0] * len(objective.names))]
+        names = ['loss', *trained.results([0.0] * len(trained.names))]
         known = measured([*names, *MetricSums(metrics).names], eval_data is not None)
         check_metrics(keep, early_stop, known)
         check_layers(
@@ -233,10 +238,10 @@ def train(
             canonical=canonical_shards,
             accumulate=accumulate,
         )
-        train_step = TrainStep(
+        compiled_step = TrainStep(
             strategy,
             state,
-            objective,
+            trained,
             metrics,
             seed=seed,
             accumulate=accumulate,
@@ -377,7 +382,7 @@ def train(
                 call_started = time.monotonic()
                 records = records_of(range(step, step + num_steps), left_out)
                 with bad_records_told(train_data, records, num_classes):
-                    totals = train_step.run(batches, num_steps)
+                    totals = compiled_step.run(batches, num_steps)
                 now = time.monotonic()
                 step += num_steps
                 known_metrics.clear()  # Those of an earlier step would pass for this one's.
@@ -405,7 +410,7 @@ def train(
                 steps_per_call = max(1, min(int(SECONDS_PER_CALL / pace), 10 * steps_per_call))
 
                 def log() -> None:
-                    values = report.train(step, train_step.results, state.scalars)  # noqa: B023
+                    values = report.train(step, compiled_step.results, state.scalars)  # noqa: B023
                     known_metrics.update({f'train/{name}': v for name, v in values.items()})
 
                 if logs.due(step, elapsed) or step == end:

@@ -107,7 +107,7 @@ def test_a_loss_of_a_group_trains_that_group_alone(make_strategy):
     both.run(3)
     alone.run(3)
     for path, value in alone.weights().items():
-        if '/size/' not in path:
+        if not path.startswith('size/'):
             np.testing.assert_allclose(both.weights()[path], value, rtol=1e-6)
         else:
             assert not np.allclose(both.weights()[path], value)
@@ -147,3 +147,29 @@ def test_data_without_a_label_train_what_needs_none(make_strategy):
 
     training = Training(make_strategy(2), data=make_data(label=None), loss=norm)
     assert training.run(30)['loss'] > training.run(30)['loss']
+
+
+def own_step(model, weights, batch):
+    with tf.GradientTape() as tape:
+        tape.watch(weights)
+        found, outputs = by_function(model, batch, True)
+        total = tf.add_n([tf.reduce_mean(values) for values in found.values()])
+    return (found, outputs), tape.gradient(total, weights)
+
+
+@pytest.mark.parametrize('options', [{}, {'accumulate': 2}], ids=['whole', 'accumulated'])
+def test_a_step_of_the_users_own_is_scaled_and_reduced_as_any(make_strategy, options):
+    strategy = make_strategy(2)
+    own = Training(strategy, two_headed, data=labelled(), train_step=own_step, **options)
+    usual = Training(make_strategy(1), two_headed, data=labelled(), loss=LOSSES)
+    assert_close(own.run(4), usual.run(4))
+    assert_close(own.variables(), usual.variables())
+
+
+def test_a_step_that_returns_too_few_gradients_is_refused(make_strategy):
+    def short(model, weights, batch):
+        found, gradients = own_step(model, weights, batch)
+        return found, gradients[1:]
+
+    with pytest.raises(ConfigError, match="'short' must return a gradient, or None, for each of"):
+        Training(make_strategy(1), two_headed, data=labelled(), train_step=short)

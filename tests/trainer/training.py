@@ -10,7 +10,7 @@ from trainer.checkpoint import state_sha256
 from trainer.data.arrays import Arrays
 from trainer.data.batch import Data, batch_spec
 from trainer.data.pipeline import train_batches
-from trainer.objective import Objective
+from trainer.objective import Objective, WholeStep
 from trainer.state import build_state
 from trainer.step import TrainStep
 
@@ -69,6 +69,7 @@ class Training:
         *,
         loss=LOSS,
         metrics=(),
+        train_step=None,
         groups=(),
         batch_size=BATCH,
         precision='float32',
@@ -87,7 +88,7 @@ class Training:
             seed=seed,
             precision=precision,
         )
-        objective = Objective(loss)
+        objective = Objective(loss) if train_step is None else WholeStep(train_step)
         share = batch_size // strategy.num_replicas_in_sync
         objective.find_names(strategy, self.state, batch_spec(self.data, share))
         self.step = TrainStep(strategy, self.state, objective, metrics, seed=seed, **options)
