@@ -5,9 +5,11 @@ import functools
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.trainer.training import (
     CLASSES,
+    FEATURES,
     Training,
     assert_close,
     assert_equal,
@@ -16,6 +18,7 @@ from tests.trainer.training import (
 )
 from trainer.errors import ConfigError
 from trainer.groups import Group, layerwise_rates, no_decay
+from trainer.state import build_state
 
 layers = keras.layers
 Adam, AdamW, SGD = keras.optimizers.Adam, keras.optimizers.AdamW, keras.optimizers.SGD
@@ -110,7 +113,9 @@ def test_values_out_of_range_are_refused(wrong, message):
 
 
 def test_a_group_carries_the_name_of_its_loss_to_the_state(make_strategy):
-    state = Training(make_strategy(1), model, groups=[Group('*/last/*', loss='head')]).state
+    spec = tf.TensorSpec([None, FEATURES], tf.float32)
+    groups = [Group('*/last/*', loss='head')]
+    state = build_state(make_strategy(1), model, sgd(), spec, groups=groups)
     assert [group.loss for group in state.groups] == [None] * 4 + ['head'] * 2
     paths = [v.path for v in state.model.trainable_variables]
     assert paths[-2:] == ['net/last/kernel', 'net/last/bias']
