@@ -21,8 +21,12 @@ from trainer.data.arrays import Arrays
 from trainer.data.augment import scale_images
 from trainer.data.batch import Data, batch_spec, model_inputs
 from trainer.data.pipeline import train_batches
+from trainer.data.table_features import table_features
+from trainer.models.linear import linear
+from trainer.models.mlp import mlp
 from trainer.models.resnet import resnet
 from trainer.models.transformer_lm import transformer_lm
+from trainer.models.wide_and_deep import wide_and_deep
 from trainer.objective import Objective
 from trainer.state import build_state
 from trainer.step import TrainStep
@@ -66,12 +70,23 @@ def token_data(count: int, length: int) -> Data:
     return Data(Arrays(windows), 'tokens', label='targets')
 
 
+def table_data(count: int) -> Data:
+    """Something of the shape of a table of thirty numbers."""
+    random = np.random.default_rng(0)
+    columns = {f'x{i}': random.normal(size=count).astype(np.float32) for i in range(30)}
+    source = Arrays({**columns, 'label': random.integers(0, 10, count)})
+    return Data(source, 'features', preprocess=table_features(source))
+
+
 FAMILIES: dict[str, Callable[[], Family]] = {
     'resnet': lambda: Family(functools.partial(resnet, 10, (28, 28, 1)), image_data(10 * 128)),
     # As in `runs/text.gin`.
     'transformer': lambda: Family(
         functools.partial(transformer_lm, 257, window=128), token_data(10 * 16, 128), 16
     ),
+    'linear': lambda: Family(functools.partial(linear, 10), table_data(200 * 128)),
+    'mlp': lambda: Family(functools.partial(mlp, 10), table_data(200 * 128)),
+    'wide_and_deep': lambda: Family(functools.partial(wide_and_deep, 10), table_data(200 * 128)),
 }
 
 
