@@ -14,12 +14,12 @@ from trainer.model_dir import ModelDir
         (
             ['rum'],
             "'rum' is not a verb of phalanx (run, check, sweep, submit, status, logs, cancel, "
-            "list, top, report, rerun, replay, prepare, inspect). Did you mean 'run'?",
+            "list, top, report, rerun, replay, prepare, inspect, tune). Did you mean 'run'?",
         ),
         (
             ['--workers=2'],
             "'--workers=2' is not a verb of phalanx (run, check, sweep, submit, status, logs, "
-            'cancel, list, top, report, rerun, replay, prepare, inspect).',
+            'cancel, list, top, report, rerun, replay, prepare, inspect, tune).',
         ),
         (
             ['run', '--wrokers=2'],
