@@ -146,8 +146,8 @@ def replay(
         model_dir: of the run.
         step: which one, from 1 to the length of the run.
         model, optimizer, loss, train_data, steps, batch_size, metrics, groups, seed, precision,
-            accumulate, canonical_shards, train_step, remat, jit_compile, warm_start, allow_changes: what
-            `trainer.train` was given.
+            accumulate, canonical_shards, train_step, remat, jit_compile, warm_start,
+            allow_changes: what `trainer.train` was given.
         oldest: no checkpoint of an earlier step will do, as the run was another one then.
         debug: whether the eager step runs under pdb, with a breakpoint in the model's `call`.
 

@@ -36,6 +36,7 @@ def per_example_loss(loss, labels, outputs) -> tuple[tf.Tensor, tf.Tensor | None
         labels, outputs = tf.nest.map_structure(
             lambda tensor: tf.cast(tensor, loss.dtype), (labels, outputs)
         )
+        labels, outputs = _columns(labels, outputs)
         function = loss.call
     losses = function(labels, outputs)
     masks.append(getattr(losses, '_keras_mask', None))  # of a class that the loss ignores
@@ -177,7 +178,19 @@ def _of_output(output: str | None, labels, outputs, weights) -> tuple:
         # Keras refuses weights of examples [batch] beside a mask of elements [batch, time].
         weights = _expand(weights, mask.shape.rank) * tf.cast(mask, tf.float32)
         outputs = tf.identity(outputs)  # without the mask
-    return labels, outputs, weights
+    return *_columns(labels, outputs), weights
+
+
+def _columns(labels, outputs) -> tuple:
+    """Gives one number an example, [batch], as [batch, 1].
+
+    What is Keras's takes the last axis for one of an example, and would average over the batch.
+    """
+    if not (tf.is_tensor(labels) and tf.is_tensor(outputs)):
+        return labels, outputs
+    if labels.shape.rank != 1 or outputs.shape.rank != 1:
+        return labels, outputs
+    return labels[:, tf.newaxis], outputs[:, tf.newaxis]
 
 
 def first_replica(strategy, value):

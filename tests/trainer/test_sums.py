@@ -156,3 +156,12 @@ def test_a_metric_without_variables_is_refused_until_it_was_used_once():
     metric.update_state(labels, outputs)
     metric.reset_state()
     np.testing.assert_allclose(parts([metric], labels, outputs)['f1'], 0.75)
+
+
+def test_one_number_an_example_is_no_axis_to_average_over():
+    labels, outputs = tf.constant([1.0, 2.0]), tf.constant([1.0, 4.0])
+    losses, _ = per_example_loss(keras.losses.MeanSquaredError(), labels, outputs)
+    assert losses.numpy().tolist() == [0.0, 4.0]
+    sums = MetricSums([keras.metrics.MeanAbsoluteError(name='error')])
+    added = sums.increments(labels, outputs, tf.constant([1.0, 0.5]))
+    assert sums.results(tf.cast(tf.concat(added, 0), tf.float64)) == {'error': pytest.approx(2 / 3)}
