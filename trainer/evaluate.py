@@ -168,7 +168,7 @@ def evaluate(
     model_dir: str,
     model: Callable[[], keras.Model],
     loss: Callable | Mapping[str, Callable],
-    eval_data: Data,
+    eval_data: Data | None,
     batch_size: int,
     metrics: Metrics = (),
     precision: str = 'float32',
@@ -193,8 +193,10 @@ def evaluate(
         The last evaluation's loss and metrics.
 
     Raises:
-        ConfigError: there is no such checkpoint, or it is of another model.
+        ConfigError: there is no such checkpoint, or it is of another model, or there are no data.
     """
+    if eval_data is None:
+        raise ConfigError('There is nothing to evaluate on: EVAL_DATA is None. Set it.')
     objective = Objective(loss)
     checkpoints = Checkpoints(ModelDir(model_dir).checkpoints, writer=False)
     eval_data = learnt(eval_data, checkpoints.newest_manifest().get('preprocess'))
