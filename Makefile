@@ -12,20 +12,21 @@ quickstart: $(VENV)/.installed
 	CUDA_VISIBLE_DEVICES=-1 $(RUN) -m trainer --gin_file=runs/digits.gin --model_dir=$(MODEL_DIR) \
 	  --mode=train_and_evaluate --gin.strategy.devices_per_worker=2
 
-# The fast tests, a few minutes.
+# Two files of tests at a time: what they wait for is mostly TensorFlow's start.
+TWO = -n 2 --dist loadfile
+
+# The fast tests, some minutes.
 test: $(VENV)/.installed-dev
-	$(RUN) -m pytest -m 'not slow and not chaos and not cluster and not results'
+	$(RUN) -m pytest $(TWO) -m 'not slow and not chaos and not cluster and not results'
 
-# Several real processes, and faults injected into them; these one at a time, as some of them judge by
-# how long something takes.
+# Several real processes, and faults injected into them.
 chaos: $(VENV)/.installed-dev
-	$(RUN) -m pytest -m 'slow and not chaos and not cluster and not results' -n 2
-	$(RUN) -m pytest -m 'chaos and not cluster and not results'
+	$(RUN) -m pytest $(TWO) -m '(slow or chaos) and not cluster and not results'
 
-# Real schedulers and simulated hosts: needs root, and what tests/cluster/install installs. Two files
-# at a time, which have different names and networks, as they mostly wait.
+# Real schedulers and simulated hosts: needs root, and what tests/cluster/install installs. The files
+# have different names and networks.
 cluster: $(VENV)/.installed-cluster
-	$(RUN) -m pytest -m cluster -n 2 --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest $(TWO) -m cluster --no-loadscope-reorder
 
 # What the documentation states that runs come to, each trained to its end: hours. Those on MNIST are
 # skipped unless PHALANX_MNIST_DIR names its directory.
