@@ -1,4 +1,4 @@
-"""Training with `train.canonical_shards=4`, which gives 1, 2 and 4 replicas the same bits, and without.
+"""Training with `train.canonical_shards=4`, the same bits on 1, 2 and 4 replicas, and without.
 
 The tiny model and the CNN of `loop.py`, batch 128, on logical CPU devices. The ratio is the pace
 with shards over the pace without.
