@@ -1,9 +1,7 @@
 """`phalanx prepare`: any data into files of records, written by several processes."""
 
-import contextlib
 import os
-import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from launch import data_flags, verb_flags
 from launch.crew import Crew
+from launch.interrupt import interruptible
 from trainer import gin_files
 from trainer.data import dataset
 from trainer.errors import ConfigError, Preempted
@@ -61,7 +60,7 @@ def prepare(argv: Sequence[str]) -> int:
     if own.shard_mb:
         options['shard_mb'] = own.shard_mb
     processes = own.processes or len(os.sched_getaffinity(0))
-    with _interruptible(), unfinished.lock():
+    with interruptible(), unfinished.lock():
         return _write(unfinished, script, options, processes)
 
 
@@ -122,16 +121,6 @@ def _check_apart(out: Path, script: gin_files.Script) -> None:
                 f'{out} lies in {read}, which {binding.name} names and which is read. Name a '
                 'directory elsewhere.'
             )
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does: what is finished stays."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Display:

@@ -3,15 +3,15 @@
 import dataclasses
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags, logging
 
-from launch import asked
+from launch import asked, child
 from launch.causes import likely_cause
+from launch.interrupt import interruptible
 from launch.ledger import Ledger
 from trainer.cluster import Cluster
 from trainer.console import hidden_stderr, set_up_logging
@@ -56,7 +56,7 @@ def tune(argv: Sequence[str]) -> int:
     else:
         flags.DEFINE_integer('largest', 65_536, 'No larger batch.', 1, flag_values=values)
     # The directory of the user is not touched: neither test leaves a run.
-    with tempfile.TemporaryDirectory(prefix='phalanx-tune-') as aside:
+    with interruptible(), tempfile.TemporaryDirectory(prefix='phalanx-tune-') as aside:
         job = asked.read(values, [*rest, f'--model_dir={aside}/run'])
         if job is None:
             return 0  # Help was asked for.
@@ -88,6 +88,8 @@ class Try:
 class Sizes:
     """Batch sizes that were tried, each printed as it becomes known.
 
+    A size that is refused for another reason than memory is a limit as well, but for the first.
+
     Args:
         attempt: takes a few steps with a global batch size, in processes of its own.
     """
@@ -97,9 +99,20 @@ class Sizes:
         self.tried: dict[int, Try] = {}
 
     def fits(self, size: int) -> bool:
-        """Tells whether a size fits, by trying it."""
+        """Tells whether a size fits, by trying it.
+
+        Raises:
+            ConfigError: the first size cannot be run at all.
+        """
         if size not in self.tried:
-            found = self.tried[size] = self._attempt(size)
+            try:
+                found = self._attempt(size)
+            except ConfigError as error:
+                if not self.tried:
+                    raise  # What is wrong at the first size is wrong at all of them.
+                # So large a batch may leave too few steps for the schedule, or too few examples.
+                found = Try(fits=False, why=f'cannot be run: {error.message}')
+            self.tried[size] = found
             said = f'{found.examples_per_second:>10,.0f} examples/s' if found.fits else found.why
             print(f'batch {size:>7,}  {said}', flush=True)
         return self.tried[size].fits
@@ -167,11 +180,13 @@ def _try(given: Sequence[str], aside: Path, size: int, steps: int) -> Try:
     """Takes a few steps with a batch size, as a job of its own."""
     model_dir = aside / f'batch-{size}'
     command = [
-        *(sys.executable, '-m', 'launch', 'run', *given, f'--model_dir={model_dir}'),
+        *child.command('launch', 'run', *given, f'--model_dir={model_dir}'),
         *('--mode=train', '--max_restarts=0', '--logs=none', f'--gin.BATCH_SIZE={size}'),
         *(f'--gin.train.max_steps={steps}', f'--gin.train.log_every={steps // 2}'),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, errors='replace')
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace'
+    )
     logs = [path for path in sorted(model_dir.glob('logs/*/*')) if path.is_file()]
     said = '\n'.join(path.read_text(errors='replace') for path in logs)
     if done.returncode == 0:

@@ -12,14 +12,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import schedule
+from trainer import canonical, schedule
 from trainer.data.batch import Data, batch_spec, learnt
 from trainer.data.pipeline import train_batches
 from trainer.errors import ConfigError
 from trainer.groups import Group
 from trainer.interval import epoch_steps
-from trainer.objective import Objective
+from trainer.objective import Objective, WholeStep
 from trainer.preflight import check_batch_size, check_labels
+from trainer.remat import rematerialise
 from trainer.state import build_state
 from trainer.step import TrainStep
 from trainer.warm_start import WarmStart, begin_with
@@ -71,6 +72,9 @@ def range_test(
     seed: int = 0,
     precision: str = 'float32',
     accumulate: int = 1,
+    canonical_shards: int | None = None,
+    train_step: Callable | None = None,
+    remat: Sequence[str] = (),
     jit_compile: bool = False,
     warm_start: WarmStart | None = None,
     lowest: float = 1e-6,
@@ -84,7 +88,8 @@ def range_test(
     Args:
         strategy: where.
         model, optimizer, loss, train_data, batch_size, groups, seed, precision, accumulate,
-            jit_compile, warm_start: what `trainer.train` is given.
+            canonical_shards, train_step, remat, jit_compile, warm_start: what
+            `trainer.train` is given.
         lowest, highest: the first rate and the last.
         steps: how many rates there are.
 
@@ -97,7 +102,9 @@ def range_test(
             'or more, and rates above 0 that rise.'
         )
     objective, replicas = Objective(loss), strategy.num_replicas_in_sync
-    check_batch_size(batch_size, replicas, accumulate)
+    if canonical_shards is not None:
+        canonical.check(canonical_shards, replicas)
+    check_batch_size(batch_size, canonical_shards or replicas, accumulate)
     train_data = learnt(train_data, None)
     steps_per_epoch = epoch_steps(train_data.source.num_examples, batch_size)
     growing = keras.optimizers.schedules.ExponentialDecay(lowest, steps - 1, highest / lowest)
@@ -118,6 +125,8 @@ def range_test(
         precision=precision,
     )
     schedule.bind(state.optimizers, steps, steps_per_epoch)
+    rematerialise(state.model, remat)
+    objective = objective if train_step is None else WholeStep(train_step)
     objective.find_names(strategy, state, batch_spec(train_data, batch_size // replicas))
     num_classes = check_labels(train_data, loss, state.output_spec)
     if warm_start is not None:
@@ -128,6 +137,7 @@ def range_test(
         objective,
         seed=seed,
         accumulate=accumulate,
+        canonical_shards=canonical_shards,
         jit_compile=jit_compile,
         log_losses=True,
     )

@@ -7,9 +7,7 @@ variable that is, only a model of the same structure can tell.
 """
 
 import dataclasses
-import io
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
@@ -19,7 +17,7 @@ import tensorflow as tf
 from keras.src.saving import saving_lib
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from trainer import proof
+from trainer import hdf5, proof
 from trainer.checkpoint import CheckpointDamaged, Checkpoints
 from trainer.errors import ConfigError
 from trainer.model_dir import ModelDir
@@ -61,10 +59,6 @@ def read(path: str, model: keras.Model, *, averages: bool = False) -> Weights:
     """
     place = Path(path)
     try:
-        if place.name.endswith(('.h5', '.keras')):
-            if not place.is_file():
-                raise ConfigError(f'There is no file {path!r} for the warm start.')
-            return _keras_file(place, model)
         if (place / proof.MANIFEST).is_file():
             return Weights('checkpoint', _ours(proof.load(place)[0], averages, path))
         if (place / 'checkpoints').is_dir():
@@ -72,6 +66,16 @@ def read(path: str, model: keras.Model, *, averages: bool = False) -> Weights:
             step = checkpoints.choose(None)
             tensors, _ = checkpoints.read(step)
             return Weights(f'checkpoint of step {step}', _ours(tensors, averages, path))
+        if averages:
+            raise ConfigError(
+                f'WarmStart.averages = True, but {path!r} is no model_dir and no checkpoint of '
+                'Phalanx, which alone hold averages that are known. Set it to False, or give one '
+                'of these.'
+            )
+        if place.name.endswith(('.h5', '.keras')):
+            if not place.is_file():
+                raise ConfigError(f'There is no file {path!r} for the warm start.')
+            return _keras_file(place, model)
         if (place / 'saved_model.pb').is_file():
             prefix = place / 'variables' / 'variables'
             return Weights('SavedModel', _tensorflow_checkpoint(str(prefix)))
@@ -134,21 +138,13 @@ def _tensorflow_checkpoint(prefix: str) -> dict[str, np.ndarray]:
 
 
 def _keras_file(path: Path, model: keras.Model) -> Weights:
-    if path.suffix == '.keras':
-        try:
-            with zipfile.ZipFile(path) as archive:
-                stored = io.BytesIO(archive.read('model.weights.h5'))
-        except (zipfile.BadZipFile, KeyError) as error:
-            raise ConfigError(f'{str(path)!r} is no .keras file, or damaged: {error}') from error
-    else:
-        stored = path
-    with h5py.File(stored, 'r') as file:
+    with hdf5.opened(path) as file:
         if 'layer_names' in file.attrs:
             raise ConfigError(
                 f'{str(path)!r} is in the old HDF5 format of Keras 2. Load it with Keras and save '
                 'it as .weights.h5.'
             )
-        arrays = {place: np.array(dataset) for place, dataset in _datasets(file)}
+        arrays = {place: hdf5.array(file, place) for place in _datasets(file)}
         layers = _layer_names(file)
     kind = 'Keras file'
     places = _places(model)
@@ -175,17 +171,17 @@ def named(place: str, layers: Mapping[str, str]) -> str:
     return '/'.join([*(layers[each] for each in above if each in layers), index])
 
 
-def _datasets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
-    found: list[tuple[str, h5py.Dataset]] = []
-    # Links, external or soft, are not followed.
-    file.visititems(lambda place, item: found.append((place, item)))
-    for place, item in found:
-        if isinstance(item, h5py.Dataset):
-            top = place.partition('/')[0]
-            if item.external or item.is_virtual:
-                raise ConfigError(f'{file.filename!r} refers to other files, which is not allowed.')
-            if top not in _NOT_OF_THE_MODEL and 'seed_generator/vars' not in place:
-                yield place, item
+def _datasets(file: h5py.File) -> list[str]:
+    """The places of the model's arrays. Links, external or soft, are not followed."""
+    found: list[str] = []
+
+    def look(place: str, item: h5py.Group | h5py.Dataset) -> None:
+        of_model = place.partition('/')[0] not in _NOT_OF_THE_MODEL
+        if isinstance(item, h5py.Dataset) and of_model and 'seed_generator/vars' not in place:
+            found.append(place)
+
+    file.visititems(look)
+    return found
 
 
 def _layer_names(file: h5py.File) -> dict[str, str]:

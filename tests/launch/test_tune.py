@@ -1,14 +1,19 @@
 """The search for the largest batch, and the test of the learning rate, on real jobs."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from launch.__main__ import main
-from launch.tune import Sizes, Try
-from tests.processes import REPOSITORY
+from launch.tune import Sizes, Try, _batch
+from tests.processes import REPOSITORY, environment
+from trainer.errors import ConfigError
 from trainer.range_test import RangeTest
 
 
@@ -40,6 +45,30 @@ def test_of_batches_that_are_about_as_fast_the_smallest_is_recommended():
     sizes = Sizes(lambda size: Try(size in paces, paces.get(size, 0.0), 'out of memory'))
     assert sizes.largest(64, most=10_000) == 256
     assert sizes.fastest() == 128
+
+
+def too_short_from(limit):
+    """Attempts that end as those of a schedule in epochs, whose run is then below the warm-up."""
+
+    def attempt(size):
+        if size >= limit:
+            raise ConfigError('Warmup of the schedule takes 500 steps')
+        return Try(True, 10.0 * size)
+
+    return attempt
+
+
+def test_a_size_that_the_schedule_refuses_is_a_limit_and_what_fits_is_told(capsys):
+    assert _batch(Sizes(too_short_from(256)), 64, 4096) == 0
+    said = capsys.readouterr().out
+    assert 'batch     256  cannot be run: Warmup of the schedule takes 500 steps\n' in said
+    assert 'largest that fits: 192\n' in said
+    assert 'BATCH_SIZE = 192' in said
+
+
+def test_what_the_schedule_refuses_of_the_first_size_is_a_mistake():
+    with pytest.raises(ConfigError, match='Warmup'):
+        _batch(Sizes(too_short_from(64)), 64, 4096)
 
 
 def test_the_suggestion_is_a_tenth_of_the_rate_of_the_lowest_loss():
@@ -90,3 +119,43 @@ def test_a_batch_that_exceeds_the_memory_is_survived_and_reported(tmp_path):
     assert 'does not fit' in done.stdout
     assert 'largest that fits: 4,096\n' in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def of_directory(path):
+    """The command lines of the processes that work in a directory."""
+    found = []
+    for each in Path('/proc').glob('[0-9]*/cmdline'):
+        try:
+            command = each.read_bytes().replace(b'\0', b' ').decode()
+        except OSError:
+            continue  # It has ended.
+        if str(path) in command:
+            found.append(command)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+def test_no_job_outlives_the_search(tmp_path, number):
+    aside = tmp_path / 'aside'
+    aside.mkdir()
+    search = subprocess.Popen(
+        [sys.executable, '-m', 'launch', 'tune', 'batch', '--gin_file=runs/digits.gin'],
+        cwd=tmp_path,
+        env=environment(TMPDIR=str(aside)),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 120
+    while len(of_directory(aside)) < 2 and time.monotonic() < end:  # The launcher, its worker.
+        assert search.poll() is None, search.stderr.read()
+        time.sleep(0.05)
+    assert list(aside.glob('*/batch-*/logs/*/worker-0.log'))
+    os.kill(search.pid, number)
+    assert search.wait(timeout=60) == (130 if number == signal.SIGTERM else -number)
+    end = time.monotonic() + 20
+    while of_directory(aside) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert of_directory(aside) == []
+    if number == signal.SIGTERM:
+        assert list(aside.glob('phalanx-tune-*')) == []

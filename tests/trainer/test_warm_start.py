@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tests.trainer import tiny
 from tests.trainer.training import CLASSES, FEATURES, Training, assert_equal, sgd
+from trainer import weight_files
 from trainer.checkpoint import Checkpoints
 from trainer.errors import ConfigError
 from trainer.groups import Group
@@ -207,8 +208,8 @@ def test_patterns_that_have_no_effect_are_mistakes(state, tmp_path, options, mes
     [
         ('nothing', None, 'does not exist'),
         ('m.weights.h5', None, 'There is no file'),
-        ('m.weights.h5', b'no HDF5', 'cannot be read'),
-        ('m.keras', b'no zip', 'is no .keras file, or damaged'),
+        ('m.weights.h5', b'no HDF5', 'is no file of weights, or damaged'),
+        ('m.keras', b'no zip', 'is no file of weights, or damaged'),
         ('ck.index', b'no index', 'cannot be read'),
     ],
 )
@@ -223,8 +224,15 @@ def test_a_file_that_is_cut_off_is_named(state, tmp_path):
     path = weights_file(trained(), tmp_path)
     whole = (tmp_path / 'm.weights.h5').read_bytes()
     (tmp_path / 'm.weights.h5').write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ConfigError, match='cannot be read'):
+    with pytest.raises(ConfigError, match='is no file of weights, or damaged'):
         restore(WarmStart(path), state())
+
+
+@pytest.mark.parametrize('save', [keras_file, weights_file, saved_model, tensorflow_checkpoint])
+def test_of_files_of_others_no_averages_are_known(tmp_path, save):
+    model = trained()
+    with pytest.raises(ConfigError, match=r'averages = True, but .* Set it to False'):
+        weight_files.read(save(model, tmp_path), model, averages=True)
 
 
 # ---- In a run.

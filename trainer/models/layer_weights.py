@@ -5,9 +5,7 @@ with another head, or without, gets those of other layers, or none. Both kinds o
 names of the layers too.
 """
 
-import io
 import os
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 
 import h5py
@@ -15,6 +13,7 @@ import keras
 import numpy as np
 from absl import logging
 
+from trainer import hdf5
 from trainer.errors import ConfigError, nearest
 
 # The variables of a layer, by their numbers as texts: as Keras's `load_own_variables` takes them.
@@ -69,45 +68,33 @@ def _read(path: str) -> dict[str, Store]:
         raise ConfigError(
             f'There is no file of weights {path!r}.{nearest(os.path.basename(path), beside)}'
         )
-    try:
-        if zipfile.is_zipfile(path):  # A .keras file: the weights are one of its members.
-            with zipfile.ZipFile(path) as archive:
-                return _layers(io.BytesIO(archive.read('model.weights.h5')))
-        return _layers(path)
-    except (OSError, KeyError) as error:
-        raise ConfigError(
-            f'{path!r} is no file of weights: {error}. Give a .weights.h5, .keras or .h5 file '
-            'that Keras has written.'
-        ) from error
-
-
-def _layers(path_or_file: str | io.BytesIO) -> dict[str, Store]:
-    with h5py.File(path_or_file) as file:
-        old = 'layer_names' in file.attrs or 'model_weights' in file
+    with hdf5.opened(path) as file:
+        old = 'layer_names' in file.attrs or 'model_weights' in list(file)
         return dict(_layers_of_keras_2(file) if old else _layers_of_keras_3(file))
 
 
 def _layers_of_keras_3(file: h5py.File) -> Iterator[tuple[str, Store]]:
-    found: list[tuple[str, Store]] = []
+    found: list[h5py.Group] = []
 
     def look(path: str, item) -> None:
         of_layer = isinstance(item, h5py.Group) and not path.startswith('optimizer/')
         if of_layer and 'name' in item.attrs and len(item):
-            found.append((_text(item.attrs['name']), {key: item[key][()] for key in item}))
+            found.append(item)
 
     file.visititems(look)
-    yield from found
+    for item in found:
+        yield _text(item.attrs['name']), {key: hdf5.array(item, key) for key in item}
 
 
 def _layers_of_keras_2(file: h5py.File) -> Iterator[tuple[str, Store]]:
-    group = file.get('model_weights', file)
+    group = hdf5.member(file, 'model_weights') if 'model_weights' in list(file) else file
     for name in map(_text, group.attrs['layer_names']):
         stores: dict[str, Store] = {}
-        for path in map(_text, group[name].attrs['weight_names']):
+        for path in map(_text, hdf5.member(group, name).attrs['weight_names']):
             # A layer that is a model itself has the names of its layers in those of its weights.
             *_, layer, _ = [name, *path.split('/')]
             store = stores.setdefault(layer, {})
-            store[str(len(store))] = group[name][path][()]
+            store[str(len(store))] = hdf5.array(group, f'{name}/{path}')
         yield from stores.items()
 
 
@@ -128,7 +115,7 @@ def _shapes(store: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
 
 
 def _told(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return ', '.join(str(shapes[key]) for key in sorted(shapes, key=int))
+    return ', '.join(str(shapes[key]) for key in sorted(shapes, key=lambda key: (len(key), key)))
 
 
 def _text(name: str | bytes) -> str:
