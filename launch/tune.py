@@ -27,6 +27,7 @@ _OUT_OF_MEMORY = re.compile(
 _PACE = re.compile(r'([\d,]+) examples/s')
 # Killed, as the kernel does for lack of memory; or native code gave up after an allocation.
 _KILLED = (-9, 137, -6, 134, -11, 139)
+_WHO_SAYS = re.compile(r'^(phalanx: |\s*worker \d+: error: )')
 _AS_GOOD = 0.95
 
 
@@ -197,7 +198,7 @@ def _try(given: Sequence[str], aside: Path, size: int, steps: int) -> Try:
             )
         return Try(fits=True, examples_per_second=float(paces[-1].replace(',', '')))
     if done.returncode == ConfigError.exit_code:
-        raise ConfigError(done.stderr.strip().splitlines()[-1].removeprefix('phalanx: '))
+        raise ConfigError(_WHO_SAYS.sub('', done.stderr.strip().splitlines()[-1]))
     events = Ledger(model_dir / 'ledger.jsonl').read()
     codes = [event.get('code') for event in events if event['event'] == 'exit']
     if _OUT_OF_MEMORY.search(said + done.stderr):
