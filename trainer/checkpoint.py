@@ -222,15 +222,17 @@ class Checkpoints:
         by = self.newest_manifest().get('keep') or {}
         found = []
         for step in self.steps():
-            value = proof.read_manifest(self.path(step)).get('metrics', {}).get(by.get('metric'))
-            if value is not None:
-                found.append((value if by['mode'] == 'min' else -value, step))
+            with contextlib.suppress(CheckpointDamaged, ConfigError):
+                manifest = proof.read_manifest(self.path(step))
+                value = manifest.get('metrics', {}).get(by.get('metric'))
+                if value is not None:
+                    found.append((value if by['mode'] == 'min' else -value, -step))
         if not found:
             raise ConfigError(
                 f'No checkpoint in {str(self.directory)!r} has the metric {by.get("metric")!r}, so '
                 'none is the best. Set Keep.metric and Keep.best for training.'
             )
-        return min(found)[1]
+        return -min(found)[1]  # Of equals the newest, which is also the one that is kept.
 
     def read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Returns the tensors (path -> array) and the manifest of a step, all verified.

@@ -15,7 +15,8 @@ class EarlyStop:
     The checkpoints with the best metric are kept by `Keep.best`.
 
     Attributes:
-        metric: the metric, 'eval/loss', 'eval/accuracy', ...
+        metric: the metric, 'eval/loss', 'eval/accuracy', ... Those of training are means since the
+            last log line, which are others after a resume.
         patience: so many measurements in a row may be no better than the best.
         min_delta: by how much a measurement must be better to count as better.
         mode: 'min' where less is better, or 'max'.
@@ -30,6 +31,11 @@ class EarlyStop:
     mode: Literal['min', 'max'] = 'min'
 
     def __post_init__(self):
+        if not self.metric.startswith('eval/'):
+            raise ConfigError(
+                f"EarlyStop.metric is {self.metric!r}; it must be one of evaluation, 'eval/loss' "
+                'or the like: those of training are others after a resume.'
+            )
         if self.patience < 1:
             raise ConfigError(f'EarlyStop.patience is {self.patience}; it must be 1 or more.')
         if not 0 <= self.min_delta < math.inf:

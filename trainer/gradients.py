@@ -15,6 +15,7 @@ import tensorflow as tf
 from trainer import canonical
 from trainer.errors import ConfigError, nearest
 from trainer.objective import Found, Objective, WholeStep
+from trainer.replicas import in_parts as seen_in_parts
 from trainer.state import State
 from trainer.sums import MetricSums, weigh
 
@@ -75,6 +76,7 @@ class Gradients:
         seed: of dropout masks and the like.
         shares: into how many a global batch is divided: the replicas, or the canonical shards.
         accumulate: number of micro-batches a share is split into.
+        in_parts: whether the objective never sees the share of a replica as a whole.
 
     Raises:
         ConfigError: a variable is to be trained by a loss that there is not.
@@ -89,9 +91,11 @@ class Gradients:
         seed: int,
         shares: int,
         accumulate: int = 1,
+        in_parts: bool = False,
     ):
         self._state, self._objective, self._metrics = state, objective, metrics
         self._seed, self._shares, self._accumulate = seed, shares, accumulate
+        self._in_parts = in_parts or accumulate > 1
         for name in filter(None, state.trained_by):
             if isinstance(objective, WholeStep):
                 raise ConfigError(
@@ -264,9 +268,10 @@ class Gradients:
 
     def _found(self, batch) -> tuple[Found, list | None]:
         """The losses, and the gradients where the user computes these."""
-        if isinstance(self._objective, WholeStep):
-            return self._objective.with_gradients(self._state.model, batch)
-        return self._objective(self._state.model, batch, training=True), None
+        with seen_in_parts(self._in_parts):
+            if isinstance(self._objective, WholeStep):
+                return self._objective.with_gradients(self._state.model, batch)
+            return self._objective(self._state.model, batch, training=True), None
 
     def _division(self, masked: bool) -> list[_Part]:
         """Which losses train which variables, and which of them are differentiated together.

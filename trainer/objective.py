@@ -76,11 +76,22 @@ class Objective:
             model = state.model
             variables = (model.trainable_variables, state.moving, state.seeds)
             values = ([tf.convert_to_tensor(v.value) for v in each] for each in variables)
+            self.names = []
             found, _, _ = state.call(lambda: self(model, batch, training=True), *values)
-            self.names = list(found.losses)
+            self.names = sorted(found.losses)
 
         trace = tf.function(lambda batch: strategy.run(replica, args=(batch,)), autograph=False)
         trace.get_concrete_function(spec)
+
+    def _in_order(self, found: Found) -> Found:
+        """Returns losses in the order of their names, which are the same in every call."""
+        if self.names and found.losses.keys() != set(self.names):
+            raise ConfigError(
+                f'{_name(self.loss)} returned the losses {sorted(found.losses)}, and before that '
+                f'{self.names}. They must be the same in training and evaluation: return zeros '
+                'for one that does not count.'
+            )
+        return Found({name: found.losses[name] for name in sorted(found.losses)}, found.outputs)
 
     def results(self, losses: Sequence[float]) -> dict[str, float]:
         """Returns the named losses, '<name>_loss', if there are several."""
@@ -95,7 +106,7 @@ class Objective:
             ConfigError: the losses are not of the promised kind, or are for outputs that are not.
         """
         if self._is_whole:
-            return named(self.loss(model, batch, training), self.loss)
+            return self._in_order(named(self.loss(model, batch, training), self.loss))
         outputs = model(batch['inputs'], training=training)
         labels = batch.get('labels')
         if not isinstance(self.loss, Mapping):
@@ -167,7 +178,7 @@ class WholeStep(Objective):
                 f'{_name(self.loss)} must return a gradient, or None, for each of the '
                 f'{len(weights)} weights, and of its shape.'
             )
-        return named(losses, self.loss), list(gradients)
+        return self._in_order(named(losses, self.loss)), list(gradients)
 
 
 def named(returned, function: Callable) -> Found:

@@ -135,6 +135,18 @@ def check_labels(data: Data, loss: Callable | Mapping[str, Callable], output_spe
         What labels must be below, if the source does not know their bounds, or knows of some that
         are to be skipped: they are to be checked as they are read. None if all is well.
     """
+    if isinstance(data.label, tuple) and isinstance(loss, Mapping):
+        for name in loss:
+            if name not in data.label:
+                raise ConfigError(
+                    f'There is a loss for the output {name!r}, but Data.label is {data.label}.'
+                    f'{nearest(name, data.label)} Name the label of an output as the output.'
+                )
+    if not isinstance(data.label, str) and isinstance(loss, keras.losses.Loss):
+        raise ConfigError(
+            f'The loss {loss.name!r} compares one label, but Data.label is {data.label!r}. Give a '
+            'dict with a loss for each output, or a function of your own.'
+        )
     if isinstance(loss, Mapping):
         for name, each in loss.items():
             label = name if isinstance(data.label, tuple) else data.label

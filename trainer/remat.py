@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common.variables import AutocastScope
 
 from trainer.errors import ConfigError
 from trainer.groups import matches
@@ -49,25 +50,62 @@ def _forgetful(layer: keras.Layer, call: Callable) -> Callable:
     @functools.wraps(call)
     def forgetful(*args, **kwargs):
         variables = layer.variables
-        kept = [v for v in variables if not v.trainable]
-        flat = tf.nest.flatten((args, kwargs))
-        is_tensor = [tf.is_tensor(each) for each in flat]
+        given = _Tensors((args, kwargs))
+        # Of the first time; the second is traced alike.
+        made: dict = {}
 
         @tf.recompute_grad
-        def outputs_and_kept(*tensors):
-            values, given = tensors[: len(variables)], iter(tensors[len(variables) :])
-            rest = [next(given) if one else each for one, each in zip(is_tensor, flat, strict=True)]
-            args, kwargs = tf.nest.pack_sequence_as(structure, rest)
-            with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
-                outputs = call(*args, **kwargs)
-            return outputs, [tf.convert_to_tensor(scope.get_current_value(v)) for v in kept]
+        def compute(*tensors):
+            values, inputs = tensors[: len(variables)], tensors[len(variables) :]
+            args, kwargs = given.filled(inputs)
+            pairs = list(zip(variables, values, strict=True))
+            # Backwards it is not within the layer's own call, which has set what it computes in.
+            with _own_precision(layer), keras.StatelessScope(pairs, collect_losses=True) as scope:
+                outputs = _Tensors(call(*args, **kwargs))
+            if scope.losses:
+                raise ConfigError(
+                    f'train.remat names the layer {layer.name!r}, which adds losses of its own '
+                    '(add_loss, activity_regularizer). They cannot be computed again: leave it out.'
+                )
+            masks = [getattr(each, '_keras_mask', None) for each in outputs.tensors]
+            new = {
+                index: scope.get_current_value(variable)
+                for index, (variable, value) in enumerate(pairs)
+                if scope.get_current_value(variable) is not value
+            }
+            made.update(outputs=outputs, masks=[m is not None for m in masks], new=list(new))
+            return [*outputs.tensors, *(m for m in masks if m is not None), *new.values()]
 
-        structure = (args, kwargs)
-        values = [tf.convert_to_tensor(v.value) for v in variables]
-        tensors = [each for one, each in zip(is_tensor, flat, strict=True) if one]
-        outputs, new = outputs_and_kept(*values, *tensors)
-        for variable, value in zip(kept, new, strict=True):
-            variable.assign(value)
-        return outputs
+        with AutocastScope(None):  # As they are, and not in half precision.
+            values = [tf.convert_to_tensor(v.value) for v in variables]
+        found = iter(compute(*values, *given.tensors))
+        outputs = [next(found) for _ in made['outputs'].tensors]
+        for output, has_mask in zip(outputs, made['masks'], strict=True):
+            if has_mask:
+                output._keras_mask = next(found)
+        for index in made['new']:
+            variables[index].assign(next(found))
+        return made['outputs'].filled(outputs)
 
     return forgetful
+
+
+class _Tensors:
+    """The tensors in a structure, and the rest of it."""
+
+    def __init__(self, structure):
+        self._structure, flat = structure, tf.nest.flatten(structure)
+        self._rest = [None if tf.is_tensor(each) else (each,) for each in flat]
+        self.tensors = [each for each in flat if tf.is_tensor(each)]
+
+    def filled(self, tensors: Sequence[tf.Tensor]):
+        """Returns the structure with other tensors in place of its own."""
+        given = iter(tensors)
+        flat = [next(given) if rest is None else rest[0] for rest in self._rest]
+        return tf.nest.pack_sequence_as(self._structure, flat)
+
+
+def _own_precision(layer: keras.Layer) -> AutocastScope:
+    """What `Layer.__call__` has its variables read in."""
+    differs = layer.autocast and layer.compute_dtype != layer.variable_dtype
+    return AutocastScope(layer.compute_dtype if differs else None)

@@ -79,7 +79,13 @@ class TrainStep:
         self._canonical, self._jit_compile = canonical_shards is not None, jit_compile
         shares = canonical_shards or self._replicas
         self._gradients = self._differentiate(
-            state, objective, self._metrics, seed=seed, shares=shares, accumulate=accumulate
+            state,
+            objective,
+            self._metrics,
+            seed=seed,
+            shares=shares,
+            accumulate=accumulate,
+            in_parts=self._canonical or jit_compile,
         )
         self._add = self._gradients.of_replica
         if canonical_shards:

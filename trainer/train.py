@@ -23,7 +23,7 @@ from trainer.data.pipeline import train_batches, train_records
 from trainer.data.workers import DataWorkers
 from trainer.divergence import BadSteps, Divergence, LeftOut
 from trainer.early_stop import EarlyStop, Progress
-from trainer.errors import Diverged, Preempted
+from trainer.errors import ConfigError, Diverged, Preempted
 from trainer.evaluate import Evaluation
 from trainer.groups import Group
 from trainer.interval import Every, epoch_steps, parse_steps
@@ -224,6 +224,11 @@ def train(
         )
         schedule.bind(state.optimizers, last_step, steps_per_epoch)
         rematerialise(state.model, remat)
+        if train_step is not None and precision == 'float16':
+            raise ConfigError(
+                "train.train_step computes gradients itself, so float16's loss scale cannot be "
+                "put before them. Set PRECISION = 'bfloat16'."
+            )
         trained = objective if train_step is None else WholeStep(train_step)
         trained.find_names(strategy, state, batch_spec(train_data, batch_size // replicas))
         objective.find_names(strategy, state, batch_spec(train_data, batch_size // replicas))

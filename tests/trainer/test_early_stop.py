@@ -54,7 +54,9 @@ def test_a_record_of_another_metric_is_forgotten():
 
 
 @pytest.mark.parametrize(
-    'options', [{'patience': 0}, {'min_delta': -1.0}, {'mode': 'least'}], ids=str
+    'options',
+    [{'patience': 0}, {'min_delta': -1.0}, {'mode': 'least'}, {'metric': 'train/loss'}],
+    ids=str,
 )
 def test_values_out_of_range_are_refused(options):
     with pytest.raises(ConfigError, match=r'EarlyStop\.'):

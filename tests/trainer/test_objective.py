@@ -15,10 +15,12 @@ from tests.trainer.training import (
     make_data,
 )
 from trainer.data.arrays import Arrays
-from trainer.data.batch import Data
+from trainer.data.batch import Data, batch_spec
 from trainer.errors import ConfigError
+from trainer.evaluate import Evaluation
 from trainer.groups import Group
 from trainer.objective import Objective
+from trainer.replicas import gather
 
 
 def two_headed():
@@ -173,3 +175,49 @@ def test_a_step_that_returns_too_few_gradients_is_refused(make_strategy):
 
     with pytest.raises(ConfigError, match="'short' must return a gradient, or None, for each of"):
         Training(make_strategy(1), two_headed, data=labelled(), train_step=short)
+
+
+def test_losses_are_matched_by_name_in_whatever_order_they_come(make_strategy):
+    def turned(model, batch, training):
+        found, outputs = by_function(model, batch, training)
+        names = ['kind', 'size'] if training else ['size', 'kind']
+        return {name: found[name] for name in names}, outputs
+
+    training = Training(make_strategy(1), two_headed, data=labelled(), loss=turned)
+    objective = Objective(turned)
+    objective.find_names(training.strategy, training.state, batch_spec(training.data, 8))
+    found = Evaluation(training.strategy, training.state, objective, [], labelled(), 8)()
+    plain = Evaluation(training.strategy, training.state, Objective(LOSSES), [], labelled(), 8)()
+    assert_close(found, plain)
+
+
+def test_losses_that_come_and_go_are_refused(make_strategy):
+    def fickle(model, batch, training):
+        found, _ = by_function(model, batch, training)
+        return found if training else {'kind': found['kind']}
+
+    training = Training(make_strategy(1), two_headed, data=labelled(), loss=fickle)
+    objective = Objective(fickle)
+    objective.find_names(training.strategy, training.state, batch_spec(training.data, 8))
+    with pytest.raises(ConfigError, match=r"returned the losses \['kind'\], and before that"):
+        Evaluation(training.strategy, training.state, objective, [], labelled(), 8)()
+
+
+def test_a_loss_sees_the_weights_of_the_data(make_strategy):
+    def weighing(model, batch, training):
+        return batch['weights'] * tf.square(model(batch['inputs'])['size'][:, 0])
+
+    weight = np.ones(len(arrays()['label']), np.float32)
+    Training(make_strategy(2), two_headed, data=labelled(weight=weight), loss=weighing).run(1)
+
+
+def test_what_gathers_over_replicas_is_refused_where_batches_come_in_parts(make_strategy):
+    def gathering(model, batch, training):
+        return tf.reduce_sum(gather(model(batch['inputs'])['size'])) + tf.zeros([4])
+
+    for options in ({'accumulate': 2}, {'canonical_shards': 2}):
+        training = Training(
+            make_strategy(1), two_headed, data=labelled(), loss=gathering, **options
+        )
+        with pytest.raises(ConfigError, match='does not go with train.accumulate'):
+            training.run(1)

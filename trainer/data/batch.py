@@ -141,7 +141,9 @@ def learnt_state(data: Data) -> dict[str, Any] | None:
 
 
 def batch_spec(data: Data, batch_size: int | None = None) -> dict:
-    """Returns the specs of `inputs` (a TensorSpec or a dict of them) and `labels` of a batch.
+    """Returns the specs of `inputs` (a TensorSpec or a dict), `labels` and `weights` of a batch.
+
+    Labels and weights are there as far as the data have them.
 
     Args:
         data: What to read.
@@ -154,10 +156,9 @@ def batch_spec(data: Data, batch_size: int | None = None) -> dict:
     trace = tf.function(lambda features: _model_batch(data, features), autograph=False)
     outputs = trace.get_concrete_function(_batched(data.source.element_spec)).structured_outputs
     # Traced outputs name their operations; specs that are compared and saved should not.
-    specs = tf.nest.map_structure(
+    return tf.nest.map_structure(
         lambda t: tf.TensorSpec([batch_size, *t.shape[1:]], t.dtype), outputs
     )
-    return {key: specs[key] for key in ('inputs', 'labels') if key in specs}
 
 
 def raw_spec(data: Data) -> dict[str, tf.TensorSpec]:

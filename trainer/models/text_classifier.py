@@ -48,7 +48,9 @@ class TextClassifier(keras.Model):
         shape = tf.shape(x)
         is_there = tf.reduce_any(tf.reshape(is_there, [shape[0], shape[1], _GROUP]), axis=2)
         turn = rotation(tf.range(shape[1]), self.width)
-        bias = tf.where(is_there, 0.0, HIDDEN)[:, None, None, :]
+        # In half precision it is infinite, and a row in which all is hidden would be NaN.
+        seen = is_there | ~tf.reduce_any(is_there, axis=1, keepdims=True)
+        bias = tf.where(seen, 0.0, HIDDEN)[:, None, None, :]
         for block in self.blocks:
             x, _ = block(x, turn, bias, training=training)
         kept = tf.cast(is_there, x.dtype)[..., None]
