@@ -47,8 +47,22 @@ def per_example_loss(loss, labels, outputs) -> tuple[tf.Tensor, tf.Tensor | None
             'scalar. Return one value an example, [batch] or [batch, ...]: Phalanx sums over the '
             'replicas and divides by the global batch.'
         )
+    if not _fits(losses, labels) and not _fits(losses, outputs):
+        raise ConfigError(
+            f'The loss {getattr(loss, "name", getattr(loss, "__name__", loss))!r} returns '
+            f'{losses.shape} of labels {labels.shape} and outputs {outputs.shape}, as if each '
+            'example were compared with each. Give both one shape, such as outputs[:, 0].'
+        )
     masks = [mask for mask in masks if mask is not None]
     return losses, functools.reduce(tf.logical_and, masks) if masks else None
+
+
+def _fits(losses: tf.Tensor, compared) -> bool:
+    """Whether losses may be those of elements of what was compared, as far as is known."""
+    if not tf.is_tensor(compared) or compared.shape.rank is None:
+        return True
+    elements = losses.shape[1:]
+    return compared.shape[1:][: len(elements)].is_compatible_with(elements)
 
 
 def hide(batch: dict) -> dict:

@@ -219,5 +219,5 @@ def test_what_gathers_over_replicas_is_refused_where_batches_come_in_parts(make_
         training = Training(
             make_strategy(1), two_headed, data=labelled(), loss=gathering, **options
         )
-        with pytest.raises(ConfigError, match='does not go with train.accumulate'):
+        with pytest.raises(ConfigError, match=r'does not go with train\.accumulate'):
             training.run(1)

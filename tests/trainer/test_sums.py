@@ -165,3 +165,11 @@ def test_one_number_an_example_is_no_axis_to_average_over():
     sums = MetricSums([keras.metrics.MeanAbsoluteError(name='error')])
     added = sums.increments(labels, outputs, tf.constant([1.0, 0.5]))
     assert sums.results(tf.cast(tf.concat(added, 0), tf.float64)) == {'error': pytest.approx(2 / 3)}
+
+
+def test_a_loss_that_compares_each_example_with_each_is_refused():
+    def broad(labels, outputs):
+        return tf.abs(labels - outputs)
+
+    with pytest.raises(ConfigError, match=r"'broad' returns \(3, 3\) of labels \(3,\) and"):
+        per_example_loss(broad, tf.ones([3]), tf.ones([3, 1]))
