@@ -123,8 +123,15 @@ class Cluster:
             if found := what():
                 return found
             time.sleep(0.1)
-        logs = {pod['metadata']['name']: self.printed(pod)[-2000:] for pod in self.pods()}
-        raise AssertionError(f'it never came to that: {logs}')
+        pods = {
+            pod['metadata']['name']: (pod['status'], self.printed(pod)[-2000:])
+            for pod in self.pods()
+        }
+        logs = {
+            str(path.relative_to(self.claim)): path.read_text(errors='replace')[-2000:]
+            for path in sorted(self.claim.glob('*/logs/attempt-*/worker-*.log'))
+        }
+        raise AssertionError(f'it never came to that: {pods} {logs}')
 
     def all_meet(self, submitted):
         self.until(lambda: 'all are here' in ''.join(self.back_end().logs(submitted)))

@@ -44,7 +44,7 @@ def test_a_real_run_whose_pods_are_lost_ends_with_the_bits_of_an_undisturbed_one
     command = [sys.executable, '-m', 'launch', 'run', '--workers=2', f'--model_dir={undisturbed}']
     command += ['--gin_file=runs/digits.gin', *(f'--gin_bindings={each}' for each in FLAGS)]
     threads = environment(TF_NUM_INTRAOP_THREADS='1')
-    subprocess.run(command, check=True, env=threads, capture_output=True, timeout=300)
+    subprocess.run(command, check=True, env=threads, capture_output=True, timeout=500)
 
     script = gin_files.read(['runs/digits.gin'], [*FLAGS, "MODEL_DIR = '/models/digits'"])
     job = dataclasses.replace(
@@ -53,19 +53,19 @@ def test_a_real_run_whose_pods_are_lost_ends_with_the_bits_of_an_undisturbed_one
         workers=2,
         min_workers=2,
         python=sys.executable,
-        policy=Policy(meeting_seconds=60),
+        policy=Policy(meeting_seconds=120),
         resources=Resources(cpus=1),
     )
     submitted = cluster.submit(job)
     model_dir = cluster.claim / 'digits'
     steps = model_dir / 'checkpoints'
-    cluster.until(lambda: list(steps.glob('step-00000[1-4]*')), 200)
+    cluster.until(lambda: list(steps.glob('step-00000[1-4]*')), 400)
     stays = cluster.running(0)
     cluster.stand_in.pods.signal(cluster.running(1), signal.SIGKILL)
-    cluster.until(lambda: list(steps.glob('step-00000[2-4]*')), 200)
+    cluster.until(lambda: list(steps.glob('step-00000[2-4]*')), 400)
     assert cluster.running(0) is stays
     cluster.stand_in.pods.disrupt(stays, 'EvictionByEvictionAPI', 'drained')
-    found = cluster.wait(submitted, 'finished', 300)
+    found = cluster.wait(submitted, 'finished', 500)
     assert stays['status']['containerStatuses'][0]['state']['terminated']['exitCode'] == 75
     assert found.restarts >= 1
     assert _bits(model_dir) == _bits(undisturbed)
