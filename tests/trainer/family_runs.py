@@ -22,7 +22,7 @@ def runs(kind):
     from trainer.groups import no_decay
     from trainer.schedule import Schedule
 
-    sgd = {'optimizer': functools.partial(keras.optimizers.SGD, 0.05, momentum=0.9)}
+    sgd = {'optimizer': functools.partial(keras.optimizers.SGD, 0.02, momentum=0.9)}
     if kind == 'plain':
         return {name: (family, sgd) for name, family in families().items()}
     if kind == 'elastic':

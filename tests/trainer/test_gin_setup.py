@@ -194,8 +194,8 @@ def test_what_an_override_put_out_of_use_is_forgotten():
 
 
 def test_what_this_run_does_not_call_may_lack_what_it_needs():
-    load('EVAL_DATA = None', unused=['evaluate'])
-    assert 'evaluate.eval_data, is None' in refusal('EVAL_DATA = None')
+    load('export.data = None', unused=['export'])
+    assert 'export.data = None is None' in refusal('export.data = None')
 
 
 def test_the_configuration_is_locked_and_can_be_loaded_again():

@@ -81,8 +81,8 @@ def test_the_learning_rate_is_left_to_the_configuration(build):
 def test_averages_of_the_weights_are_in(build):
     extra = set(build(optimizer=sgd(use_ema=True)).variables) - set(build().variables)
     assert extra == {
-        'sgd/sequential_dense_kernel_average',
-        'sgd/sequential_dense_bias_average',
+        'averages/sequential/dense/kernel',
+        'averages/sequential/dense/bias',
     }
 
 

@@ -381,21 +381,6 @@ def test_weight_decay_is_applied_once(make_strategy, replicas):
     assert_close(training.weights(), expected)
 
 
-@pytest.mark.parametrize('replicas', [1, 2])
-def test_averages_of_the_weights_follow_them(make_strategy, replicas):
-    training = Training(make_strategy(replicas), optimizer=sgd(0.5, use_ema=True, ema_momentum=0.9))
-    training.run()
-    average = training.weights()  # Keras begins the average with the weights after step 1.
-    for _ in range(3):
-        training.run()
-        average = {p: 0.9 * average[p] + 0.1 * value for p, value in training.weights().items()}
-    variables = training.variables()
-    for variable, path in zip(
-        training.state.optimizer._model_variables_moving_average, average, strict=True
-    ):
-        np.testing.assert_allclose(variables[variable.path], average[path], rtol=1e-5, atol=1e-7)
-
-
 MULTI = getattr(keras.optimizers, 'MultiOptimizer', None)
 OPTIMIZERS = sorted(
     {
