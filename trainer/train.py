@@ -230,8 +230,9 @@ def train(
                 "put before them. Set PRECISION = 'bfloat16'."
             )
         trained = objective if train_step is None else WholeStep(train_step)
-        trained.find_names(strategy, state, batch_spec(train_data, batch_size // replicas))
-        objective.find_names(strategy, state, batch_spec(train_data, batch_size // replicas))
+        # Mostly one and the same. In this order on all workers, as collectives are numbered.
+        for each in dict.fromkeys((trained, objective)):
+            each.find_names(strategy, state, batch_spec(train_data, batch_size // replicas))
         num_classes = check_labels(train_data, loss, state.output_spec)
         names = ['loss', *trained.results([0.0] * len(trained.names))]
         known = measured([*names, *MetricSums(metrics).names], eval_data is not None)
