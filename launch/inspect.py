@@ -157,7 +157,7 @@ def _show(
     console.print(_features(source, numbers))
     for name, each in numbers.items():
         if each.counts and each.count >= _LEAST_RECORDS * len(each.counts):
-            console.print(_classes(name, each.counts, getattr(source, 'class_names', ())))
+            console.print(_classes(name, each.counts, source.class_names))
     console.print(_examples(source, found))
     if not found:
         return
@@ -288,6 +288,6 @@ def _labels(source: 'Source', features: Mapping[str, np.ndarray]) -> list[str]:
     ]
     if not whole:
         return []
-    names = getattr(source, 'class_names', ())
+    names = source.class_names
     values = features['label' if 'label' in whole else whole[0]].tolist()
     return [names[v] if isinstance(v, int) and 0 <= v < len(names) else str(v) for v in values]

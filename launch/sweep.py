@@ -14,7 +14,7 @@ from absl import flags
 from launch import asked, child, display
 from launch.asked import Asked
 from launch.board import tensorboard
-from launch.sweeps import hparams, search
+from launch.sweeps import search
 from launch.sweeps.book import Book, is_sweep
 from launch.sweeps.plan import Plan, read
 from launch.sweeps.runner import Runner
@@ -59,7 +59,6 @@ def sweep(argv: Sequence[str]) -> int:
         if not is_sweep(directory.path):
             check(plan, job)
         book.begin(plan, job.script)
-        hparams.write_experiment(directory.path, plan)
         return _run(plan, book, job, places, directory.path)
 
 

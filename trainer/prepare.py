@@ -79,8 +79,8 @@ def plan(sources: Mapping[str, Source], options: Options) -> dict[str, Any]:
                 for k in range(number)
             ],
         }
-        if class_names := getattr(source, 'class_names', None):
-            planned[name]['class_names'] = [str(each) for each in class_names]
+        if source.class_names:
+            planned[name]['class_names'] = [str(each) for each in source.class_names]
     return {
         'format': dataset.FORMAT,
         'phalanx': __version__,

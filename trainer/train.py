@@ -381,7 +381,7 @@ def train(
             ]
             logs, evals, saves, histograms = intervals
             started, steps_per_call = time.monotonic(), 1
-            phases.enter('compiling', step=step, last_step=end)
+            phases.enter('compiling', step=step, last_step=end, measures=known)
             while step < end:
                 due = min(every.next_due(step) or end for every in intervals)
                 num_steps = min(steps_per_call, due - step, end - step)

@@ -96,8 +96,11 @@ class Book:
             return
         self.load()
         begun = self.plan
+        free = {'trials'}
+        if all(trial.value is None for trial in self.trials.values()):
+            free |= {'metric', 'mode'}  # As nothing was measured yet, or not that metric.
         for name in described:
-            if name != 'trials' and described[name] != begun[name]:
+            if name not in free and described[name] != begun[name]:
                 raise ConfigError(
                     f'The sweep in {str(self.directory)!r} was begun with sweep.{name} = '
                     f'{begun[name]!r}, but now it is {described[name]!r}. Restore it, or give '

@@ -38,20 +38,29 @@ def show(book: Book, console: Console | None = None) -> None:
         table.add_column(name, justify='left' if name in ('trial', 'state') else 'right')
     for trial in ranked(book):
         value = '' if trial.value is None else f'{trial.value:.4f}'
-        reason = f': {trial.reason}' if trial.state == 'failed' else ''
         table.add_row(
             trial.name,
             *trial.parameters.values(),
             value,
             f'{trial.step:,}' if trial.step else '',
-            trial.state + reason,
+            _state(trial),
             style=_STYLES.get(trial.state, ''),
         )
     # In a pipe a trial is one line, however long.
     console.print(table, **({} if console.is_terminal else {'width': _WIDEST}))
-    states = [trial.state for trial in book.trials.values()]
+    # In the table they would be narrow columns of many lines.
+    for trial in ranked(book):
+        if trial.state == 'failed':
+            console.print(f'{trial.name}: {trial.reason}', highlight=False, markup=False)
+    states = [_state(trial) for trial in book.trials.values()]
     counts = ', '.join(f'{states.count(s)} {s}' for s in dict.fromkeys(sorted(states)))
     console.print(f'{len(states)} of {book.plan["trials"]} trials: {counts}', highlight=False)
+
+
+def _state(trial: Trial) -> str:
+    """What a trial is: one that has been stopped and will go on is not running."""
+    interrupted = trial.state == 'running' and trial.code is not None
+    return 'interrupted' if interrupted else trial.state
 
 
 def save_png(book: Book, path: Path) -> None:

@@ -13,11 +13,12 @@ from launch import child
 from launch.follower import MISTAKE, POLL_SECONDS, PREEMPTED
 from launch.sweeps import hparams
 from launch.sweeps.book import ENDED, Book, Trial
+from launch.sweeps.measured import evaluations, measures
 from launch.sweeps.plan import Plan
 from launch.sweeps.search import draw
 from launch.sweeps.slots import Slot
-from launch.sweeps.stopping import evaluations, median_rule
-from trainer.errors import nearest
+from launch.sweeps.stopping import median_rule
+from trainer.errors import ConfigError, nearest
 
 # Saved; or told to stop so early that nothing had begun that could be saved.
 _STOPPED = (PREEMPTED, -signal.SIGTERM)
@@ -51,9 +52,14 @@ class Runner:
         self._curves: dict[int, dict[int, float]] = {}
         self._signals: list[int] = []
         self._looked = 0.0
+        self._metric_is_known = False
 
     def run(self) -> int:
-        """Returns the exit code: 0 if a trial has finished, 1 if all failed, 75 if stopped."""
+        """Returns the exit code: 0 if a trial has finished, 1 if all failed, 75 if stopped.
+
+        Raises:
+            ConfigError: a trial does not measure what all shall be compared by.
+        """
         with self._catching_signals():
             try:
                 sent = 0
@@ -129,6 +135,7 @@ class Runner:
                 start_new_session=True,
             )
         self._running[trial.number] = process, slot
+        self._book.note(trial, code=None)
         verb = 'goes on' if goes_on else 'begins'
         self._tell(f'{trial.name} {verb}: {described(trial)}')
 
@@ -142,6 +149,7 @@ class Runner:
         finished = None
         for number, (process, _) in self._running.items():
             trial = self._book.trials[number]
+            self._check_metric(trial)
             curve = self._curve(trial, new=True)
             if curve:
                 step = max(curve)
@@ -155,6 +163,19 @@ class Runner:
                 self._book.note(trial, stop_at=max(curve), reason=reason)
                 self._tell(f'{trial.name} is stopped: {reason}')
                 process.send_signal(signal.SIGTERM)
+
+    def _check_metric(self, trial: Trial) -> None:
+        """Raises ConfigError once it is known that there will be nothing to compare by."""
+        dirs, metric = self._book.dirs(trial), self._plan.metric
+        if self._metric_is_known or not (found := measures(dirs)):
+            return
+        if metric not in found:
+            raise ConfigError(
+                f'{self._plan.where}: sweep.metric is {metric!r}, which {trial.name} does not '
+                f'measure.{nearest(metric, found)} It measures {", ".join(found)}.'
+            )
+        self._metric_is_known = True
+        hparams.write_experiment(self._book.directory, self._plan)
 
     def _curve(self, trial: Trial, new: bool = False) -> dict[int, float]:
         if new or trial.number not in self._curves:
@@ -177,7 +198,8 @@ class Runner:
             elif trial.stop_at is not None:
                 self._end(trial, 'stopped')
             elif self._signals:
-                self._tell(f'{trial.name} is saved')
+                step = self._book.dirs(trial).newest_step()
+                self._tell(f'{trial.name} is interrupted, and will go on from step {step}')
             else:
                 # A signal that was for it alone. Whoever starts the sweep again goes on with it.
                 self._signals.append(signal.SIGTERM)
@@ -185,18 +207,12 @@ class Runner:
 
     def _finish(self, trial: Trial) -> None:
         """Takes the metric of a trial that has come to its end."""
-        dirs, metric = self._book.dirs(trial), self._plan.metric
+        self._check_metric(trial)
+        dirs = self._book.dirs(trial)
         step = dirs.newest_step()
-        metrics = json.loads(dirs.manifests()[step].read_text())['metrics']
-        if metric not in metrics:
-            reason = (
-                f'it reports no {metric}, but {", ".join(sorted(metrics))}.'
-                f'{nearest(metric, metrics)}'
-            )
-            self._end(trial, 'failed', step=step, reason=reason)
-            return
+        value = json.loads(dirs.manifests()[step].read_text())['metrics'][self._plan.metric]
         self._curve(trial, new=True)
-        self._end(trial, 'finished', step=step, value=metrics[metric], stop_at=None, reason='')
+        self._end(trial, 'finished', step=step, value=value, stop_at=None, reason='')
 
     def _end(self, trial: Trial, state: str, **changes) -> None:
         trial = self._book.note(trial, state=state, **changes)

@@ -1,25 +1,13 @@
-"""Which trials are not worth their time any more."""
+"""Which trials are not worth their time any more: a pure decision."""
 
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from launch.ledger import json_lines
 from launch.sweeps.plan import Plan
-from trainer.model_dir import ModelDir
 
 # By fewer trials that have finished nobody is judged.
 _LEAST_TRIALS = 3
-
-
-def evaluations(dirs: ModelDir, metric: str) -> dict[int, float]:
-    """Returns the metric at each step at which a run was evaluated, by the word of its chief."""
-    found = {}
-    for number in dirs.attempts():
-        for line in json_lines(dirs.attempt(number) / 'worker-0.phases.jsonl'):
-            if metric in line and 'step' in line:
-                found[line['step']] = float(line[metric])
-    return dict(sorted(found.items()))
 
 
 def median_rule(

@@ -200,6 +200,27 @@ def test_a_trial_that_does_worse_than_others_saves_and_is_stopped(tmp_path):
     assert 'the median of others 0.9' in found['reason']
 
 
+def test_a_metric_that_nothing_measures_ends_the_sweep_early_and_can_be_mended(tmp_path):
+    directory = tmp_path / 'sweep'
+    flags = [each.replace('400', '40') for each in FLAGS]
+    codes = []
+    for metric in ('train/acuracy', 'train/accuracy'):
+        text = FILE.replace('train/accuracy', metric).replace('50, 51', '50')
+        (tmp_path / 'sweep.gin').write_text(text.replace('0.05, 0.0005', '0.05'))
+        process = start(directory, flags)
+        codes.append(process.wait(DEADLINE_SECONDS))
+        if len(codes) == 1:
+            assert ModelDir(directory / 'trial-001').newest_step() < 40
+            assert not processes_of(directory)
+    said = (tmp_path / 'said').read_text()
+    assert codes == [2, 0], said
+    assert (
+        "sweep.metric is 'train/acuracy', which trial-001 does not measure. Did you mean "
+        "'train/accuracy'? It measures train/loss, train/gradient_norm, train/accuracy."
+    ) in said
+    assert trials(directory)[1]['value'] > 0
+
+
 def asked_for(flags):
     values = absl_flags.FlagValues()
     asked.define(values)

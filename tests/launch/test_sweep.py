@@ -12,7 +12,7 @@ from rich.console import Console
 
 from launch.__main__ import main
 from launch.sweeps import book as books
-from launch.sweeps import hparams, report, search, stopping
+from launch.sweeps import hparams, measured, report, search, stopping
 from launch.sweeps.book import Book, Trial
 from launch.sweeps.plan import Choice, Plan, Range, plain, read
 from launch.sweeps.runner import Runner
@@ -240,6 +240,16 @@ def test_more_trials_are_all_that_may_change(tmp_path):
         Book(tmp_path).begin(planned(tmp_path, trials=50), script('LEARNING_RATE = 0.2'))
 
 
+def test_what_trials_are_compared_by_may_change_until_one_was_measured(tmp_path):
+    Book(tmp_path).begin(planned(tmp_path, metric="'eval/acuracy'"), script())
+    book = Book(tmp_path)
+    book.begin(planned(tmp_path), script())
+    assert book.plan['metric'] == 'eval/accuracy'
+    book.note(Trial(1, {'LEARNING_RATE': '0.1'}, value=0.5))
+    with pytest.raises(ConfigError, match=r"begun with sweep\.metric = 'eval/accuracy', but now"):
+        Book(tmp_path).begin(planned(tmp_path, metric="'eval/loss'"), script())
+
+
 def test_the_directory_of_a_run_and_a_damaged_book_are_refused(tmp_path):
     (tmp_path / 'ledger.jsonl').touch()
     with pytest.raises(ConfigError, match='holds a run'):
@@ -266,7 +276,7 @@ def test_evaluations_are_read_over_all_attempts(tmp_path):
     phases(tmp_path, 1, *first)
     # Training went back, and came to something else.
     phases(tmp_path, 2, {'step': 20, 'eval/a': 0.3}, {'step': 30, 'eval/a': math.nan})
-    found = stopping.evaluations(ModelDir(tmp_path), 'eval/a')
+    found = measured.evaluations(ModelDir(tmp_path), 'eval/a')
     assert list(found) == [10, 20, 30]
     assert [found[10], found[20]] == [0.1, 0.3]
     assert math.isnan(found[30])
@@ -384,8 +394,17 @@ def test_the_table_has_the_best_first(book):
     assert lines[0].split() == ['trial', 'RATE', 'UNITS', 'B', 'eval/accuracy', 'step', 'state']
     assert [line.split()[0] for line in lines[1:5]] == [f'trial-00{n}' for n in (4, 1, 2, 3)]
     assert '0.9000' in lines[1]
-    assert 'failed: no space' in lines[3]
-    assert lines[5] == '4 of 40 trials: 1 failed, 2 finished, 1 stopped'
+    assert lines[3].split()[-1] == 'failed'
+    assert lines[5:] == ['trial-002: no space', '4 of 40 trials: 1 failed, 2 finished, 1 stopped']
+
+
+def test_a_trial_that_will_go_on_is_not_said_to_run(book):
+    book.note(Trial(5, {'RATE': '0.1', 'UNITS': '8', 'B': 'True'}, 'running', 10, 0.3, code=75))
+    book.note(Trial(6, {'RATE': '0.1', 'UNITS': '8', 'B': 'True'}, 'running', 10, 0.3))
+    console = Console(width=200, record=True, file=open(os.devnull, 'w'))  # noqa: SIM115
+    report.show(book, console)
+    lines = console.export_text().splitlines()
+    assert [line.split()[-1] for line in lines[5:7]] == ['interrupted', 'running']
 
 
 def test_the_plot_has_a_part_for_each_parameter(book, tmp_path):

@@ -51,13 +51,14 @@ class Mixture(Source):
                     f'{_shown(spec)}, number {number} has {_shown(source.element_spec)}.'
                 )
         for number, source in enumerate(self._sources, 1):
-            classes = [_classes(each) for each in (self._sources[0], source)]
-            if None not in classes and classes[0] != classes[1]:
+            classes = self._sources[0].class_names, source.class_names
+            if all(classes) and classes[0] != classes[1]:
                 raise ConfigError(
                     'The sources of a mixture must number the same classes alike: those of the '
                     f'first one are {", ".join(classes[0])}, of number {number} '
                     f'{", ".join(classes[1])}.'
                 )
+        self.class_names = self._sources[0].class_names
         sizes = [source.num_examples for source in self._sources]
         self._offsets = np.cumsum([0, *sizes])
         self._slots = _slots(sizes if weights is None else weights, len(sizes))
@@ -172,11 +173,6 @@ def _slots(weights: Sequence[float], count: int) -> list[int]:
             f'{_LARGEST_BLOCK}, and would never be read.'
         )
     return slots
-
-
-def _classes(source: Source) -> tuple[str, ...] | None:
-    names = getattr(source, 'class_names', None) or getattr(source, 'classes', None)
-    return None if names is None else tuple(names)
 
 
 def _shown(spec: dict[str, tf.TensorSpec]) -> str:

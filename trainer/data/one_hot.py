@@ -2,21 +2,16 @@
 
 import functools
 import hashlib
-from collections.abc import Sequence
 
-import numpy as np
 import tensorflow as tf
 
+from trainer.data.changed import Changed
 from trainer.data.source import Features, Source, refuse_stream
 from trainer.errors import ConfigError, nearest
 
 
-class OneHot(Source):
-    """Another source with its labels one-hot; see `one_hot`.
-
-    Attributes:
-        class_names: of the classes, () if the source does not name them.
-    """
+class OneHot(Changed):
+    """Another source with its labels one-hot; see `one_hot`."""
 
     def __init__(self, source: Source, num_classes: int, label: str = 'label'):
         refuse_stream(source, 'one_hot', 'let its elements, or its `parse`, have such labels.')
@@ -38,12 +33,8 @@ class OneHot(Source):
                 f'is {num_classes}. Set NUM_CLASSES = {int(greatest) + 1}, or number the labels '
                 'from 0.'
             )
-        self._source, self._num_classes, self._label = source, num_classes, label
-        self.class_names = tuple(getattr(source, 'class_names', ()))
-
-    @property
-    def num_examples(self) -> int:
-        return self._source.num_examples
+        super().__init__(source)
+        self._num_classes, self._label = num_classes, label
 
     @property
     def element_spec(self) -> dict[str, tf.TensorSpec]:
@@ -64,19 +55,6 @@ class OneHot(Source):
         message = f'a label is not one of the classes 0 to {self._num_classes - 1}'
         with tf.control_dependencies([tf.debugging.Assert(inside, [message])]):
             return {**features, self._label: tf.one_hot(labels, self._num_classes)}
-
-    def records(self, positions: tf.Tensor, *, seed: int) -> tf.Tensor:
-        return self._source.records(positions, seed=seed)
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        return self._source.files
-
-    def where(self, index: int) -> str:
-        return self._source.where(index)
-
-    def stored(self, indices: np.ndarray) -> dict[str, Sequence[bytes]]:
-        return self._source.stored(indices)
 
     def bounds(self, feature: str) -> tuple[float, float] | None:
         return None if feature == self._label else self._source.bounds(feature)

@@ -2,18 +2,17 @@
 
 import functools
 import hashlib
-from collections.abc import Sequence
 
-import numpy as np
 import tensorflow as tf
 
 from trainer.data import order
 from trainer.data.augment import Augmentation, expect
+from trainer.data.changed import Changed
 from trainer.data.source import Features, Source, refuse_stream
 from trainer.errors import ConfigError, nearest
 
 
-class Paired(Source):
+class Paired(Changed):
     """Another source with one of its features twice; see `paired`."""
 
     def __init__(self, source: Source, feature: str = 'image', second: str = 'view'):
@@ -28,12 +27,8 @@ class Paired(Source):
             raise ConfigError(
                 f'paired.second is {second!r}, which is a feature already. Give it another name.'
             )
-        self._source, self._feature, self._second = source, feature, second
-        self.class_names = tuple(getattr(source, 'class_names', ()))
-
-    @property
-    def num_examples(self) -> int:
-        return self._source.num_examples
+        super().__init__(source)
+        self._feature, self._second = feature, second
 
     @property
     def element_spec(self) -> dict[str, tf.TensorSpec]:
@@ -49,19 +44,6 @@ class Paired(Source):
     def fetch(self, indices: tf.Tensor) -> Features:
         features = self._source.fetch(indices)
         return {**features, self._second: tf.identity(features[self._feature])}
-
-    def records(self, positions: tf.Tensor, *, seed: int) -> tf.Tensor:
-        return self._source.records(positions, seed=seed)
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        return self._source.files
-
-    def where(self, index: int) -> str:
-        return self._source.where(index)
-
-    def stored(self, indices: np.ndarray) -> dict[str, Sequence[bytes]]:
-        return self._source.stored(indices)
 
     def bounds(self, feature: str) -> tuple[float, float] | None:
         return self._source.bounds(self._feature if feature == self._second else feature)

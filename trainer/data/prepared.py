@@ -1,21 +1,17 @@
 """Data that `phalanx prepare` has written: a source that its directory describes."""
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import tensorflow as tf
-
 from trainer.data import dataset, statistics
-from trainer.data.source import Features, Source
+from trainer.data.changed import Changed
+from trainer.data.source import Source
 
 
-class Prepared(Source):
+class Prepared(Changed):
     """One split of prepared data.
 
     Attributes:
-        class_names: of the labels 0, 1, 2..., if the data was prepared with them.
         numbers: the statistics of each numeric feature.
 
     Args:
@@ -24,33 +20,16 @@ class Prepared(Source):
     """
 
     def __init__(self, records: Source, described: dict[str, Any]):
-        self._records = records
+        super().__init__(records)
         self._fingerprint = described['fingerprint']
         numbers = described['statistics'].items()
         self.numbers = {feature: statistics.from_json(each) for feature, each in numbers}
         self.class_names = tuple(described.get('class_names', ()))
 
     @property
-    def num_examples(self) -> int:
-        return self._records.num_examples
-
-    @property
-    def element_spec(self) -> dict[str, tf.TensorSpec]:
-        return self._records.element_spec
-
-    @property
     def fingerprint(self) -> str:
         """SHA-256 over the features and the checksums of the shards, as dataset.json has it."""
         return self._fingerprint
-
-    def fetch(self, indices: tf.Tensor) -> Features:
-        return self._records.fetch(indices)
-
-    def stored(self, indices: np.ndarray) -> dict[str, Sequence[bytes]]:
-        return self._records.stored(indices)
-
-    def where(self, index: int) -> str:
-        return self._records.where(index)
 
     def bounds(self, feature: str) -> tuple[float, float] | None:
         numbers = self.numbers.get(feature)

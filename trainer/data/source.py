@@ -28,9 +28,11 @@ class Source(abc.ABC):
 
     Attributes:
         in_order_only: whether it is a `Stream`, which has no random access.
+        class_names: of the labels 0, 1, 2..., () if they have none.
     """
 
     in_order_only = False
+    class_names: tuple[str, ...] = ()
 
     @property
     @abc.abstractmethod
@@ -73,6 +75,11 @@ class Source(abc.ABC):
             int64 [B], in [0, num_examples). It depends on nothing but the arguments.
         """
         return order.records(positions, num_examples=self.num_examples, seed=seed)
+
+    @property
+    def has_own_order(self) -> bool:
+        """Whether `records` is another one than here, as that of a mixture."""
+        return type(self).records is not Source.records
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -7,11 +7,12 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data import order
+from trainer.data.changed import Changed
 from trainer.data.source import Features, Source, refuse_stream
 from trainer.errors import ConfigError
 
 
-class Subset(Source):
+class Subset(Changed):
     """The examples from one fraction to another of a source in a fixed random order.
 
     Subsets of the same source and seed whose ranges do not overlap have no example in common, and
@@ -36,13 +37,14 @@ class Subset(Source):
         if not 0 <= seed < 2**31:
             raise ConfigError(f'subset.seed is {seed!r}; it must be from 0 to 2**31 - 1.')
         refuse_stream(source, 'subset', 'make a stream of each part.')
-        if type(source).records is not Source.records:
+        if source.has_own_order:
             raise ConfigError(
                 f'A {type(source).__name__} has an order of its own, of which no part can be '
                 'taken. Take subsets of what it is made of.'
             )
         total = source.num_examples
-        self._source, self._seed = source, seed
+        super().__init__(source)
+        self._seed = seed
         self._first, self._end = round(begin * total), round(end * total)
         if self._first == self._end:
             raise ConfigError(
@@ -54,14 +56,14 @@ class Subset(Source):
         return self._end - self._first
 
     @property
-    def element_spec(self) -> dict[str, tf.TensorSpec]:
-        return self._source.element_spec
-
-    @property
     def fingerprint(self) -> str:
         """SHA-256 over that of the whole, and which part it is."""
         part = (self._source.fingerprint, self._first, self._end, self._seed)
         return hashlib.sha256(repr(part).encode()).hexdigest()
+
+    def records(self, positions: tf.Tensor, *, seed: int) -> tf.Tensor:
+        # Every epoch a permutation of the part, and not what the whole would read.
+        return Source.records(self, positions, seed=seed)
 
     def fetch(self, indices: tf.Tensor) -> Features:
         return self._source.fetch(self._in_source(indices))
@@ -72,10 +74,6 @@ class Subset(Source):
     def bounds(self, feature: str) -> tuple[float, float] | None:
         """Returns the bounds in the whole."""
         return self._source.bounds(feature)
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        return self._source.files
 
     def where(self, index: int) -> str:
         return self._source.where(int(self._in_source(tf.constant([index], tf.int64))[0]))

@@ -28,7 +28,7 @@ class Table(Source):
         kinds: column -> 'number' (float32, NaN where missing), 'integer' (int64) or 'text'
             (string, '' where missing).
         label: the column that is predicted, or None.
-        classes: what the classes that `label` numbers are called; None if it holds numbers.
+        class_names: what the classes that `label` numbers are called, () if it holds numbers.
     """
 
     def __init__(
@@ -41,10 +41,9 @@ class Table(Source):
     ):
         self.rows, self.label, self._files = rows, label, tuple(paths)
         self.kinds = {name: column.kind for name, column in rows.columns.items()}
-        self.classes = None
         if label is not None and self.kinds[label] == 'text':
             vocabulary = rows.columns[label].vocabulary[1:]
-            self.classes = tuple(sorted(vocabulary) if classes is None else classes)
+            self.class_names = tuple(sorted(vocabulary) if classes is None else classes)
             self._check_classes(vocabulary)
 
     @property
@@ -54,14 +53,14 @@ class Table(Source):
     @property
     def element_spec(self) -> dict[str, tf.TensorSpec]:
         spec = {name: tf.TensorSpec([], _DTYPES[kind]) for name, kind in self.kinds.items()}
-        if self.classes is not None:
+        if self.class_names:
             spec[self.label] = tf.TensorSpec([], tf.int64)
         return spec
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the columns' names, kinds and values, and the classes."""
-        which = [self.rows.fingerprint, self.label, self.classes]
+        which = [self.rows.fingerprint, self.label, self.class_names or None]
         return hashlib.sha256(json.dumps(which).encode()).hexdigest()
 
     def fetch(self, indices: tf.Tensor) -> Features:
@@ -96,8 +95,8 @@ class Table(Source):
         raise IndexError(f'{index} of {self.num_examples}')
 
     def bounds(self, feature: str) -> tuple[float, float] | None:
-        if feature == self.label and self.classes is not None:
-            return 0, len(self.classes) - 1
+        if feature == self.label and self.class_names:
+            return 0, len(self.class_names) - 1
         column = self.rows.columns[feature]
         return None if column.least is None else (float(column.least), float(column.greatest))
 
@@ -110,9 +109,9 @@ class Table(Source):
                 for name, column in self.rows.columns.items()
                 if column.kind == 'text'
             }
-            if self.classes is not None:
+            if self.class_names:
                 # No label is missing; the first of the vocabulary stands for none.
-                numbers = {name: number for number, name in enumerate(self.classes)}
+                numbers = {name: number for number, name in enumerate(self.class_names)}
                 words[self.label] = [numbers.get(name, -1) for name in words[self.label]]
             return {
                 name: tf.constant(list(of), tf.int64 if isinstance(of, list) else tf.string)
@@ -120,14 +119,14 @@ class Table(Source):
             }
 
     def _check_classes(self, labels: Sequence[str]) -> None:
-        unknown = [name for name in labels if name not in self.classes]
+        unknown = [name for name in labels if name not in self.class_names]
         if unknown:
             place = self.rows.columns[self.label].vocabulary.index(unknown[0])
             cells = self.rows.cells(self.label)
             raise ConfigError(
                 f'{self.where(np.argmax(cells == place))}: the label {self.label!r} is '
-                f'{unknown[0]!r}, which is none of the classes {", ".join(self.classes)}.'
-                f'{nearest(unknown[0], self.classes)}'
+                f'{unknown[0]!r}, which is none of the classes {", ".join(self.class_names)}.'
+                f'{nearest(unknown[0], self.class_names)}'
             )
 
 
@@ -166,7 +165,8 @@ def table(
     """
     paths, classes, kinds = expand(files), None, dict(types or {})
     if like is not None:
-        label, columns, kinds, classes = like.label, (*like.kinds,), like.kinds, like.classes
+        label, columns, kinds = like.label, (*like.kinds,), like.kinds
+        classes = like.class_names or None
     for name, kind in kinds.items():
         if kind not in CELLS:
             raise ConfigError(
@@ -203,9 +203,9 @@ def _tell(made: Table) -> None:
         ', '.join(numbers) or 'none',
         ', '.join(f'{name} ({count})' for name, count in texts.items()) or 'none',
         ''
-        if made.classes is None
-        else f'; {len(made.classes)} classes: '
-        + ', '.join(f'{name} ({number})' for number, name in enumerate(made.classes[:100])),
+        if not made.class_names
+        else f'; {len(made.class_names)} classes: '
+        + ', '.join(f'{name} ({number})' for number, name in enumerate(made.class_names[:100])),
     )
     rows = made.num_examples
     unlike = [name for name, count in texts.items() if rows > 100 and count > rows / 2]

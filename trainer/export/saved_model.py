@@ -80,7 +80,8 @@ def export(
         The directory of the SavedModel. Its signature `serving_default` maps the raw features
         [batch, ...] to 'outputs', or to the names of a model with several outputs; 'output_0',
         'output_1', ... where they have none. What the features' arguments are called, see
-        `argument_names`. The model's own signatures are beside it.
+        `argument_names`. The model's own signatures are beside it. `assets.extra/phalanx.json`
+        has the names of the classes, if the data has them: 'class_names'.
 
     Raises:
         ConfigError: there is no such checkpoint, it is of another model, or the model's
@@ -94,6 +95,8 @@ def export(
     data = learnt(data, manifest.get('preprocess'))
     target = dirs.export / str(step)
     origin = {'step': step, 'state_sha256': manifest['state_sha256']}
+    if data.source.class_names:
+        origin['class_names'] = list(data.source.class_names)
     if _origin(target) == origin:
         logging.info('%s is there already', target)
         return target

@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 # The environment variable with the name of the file.
 VARIABLE = 'PHALANX_PHASES'
@@ -27,12 +27,12 @@ PHASES = (
 )
 
 
-def enter(phase: str, **figures: float) -> None:
+def enter(phase: str, **figures: float | Sequence[str]) -> None:
     """Says that a phase begins or, in the phase that is on, that there is progress.
 
     Args:
         phase: one of `PHASES`.
-        **figures: the step, and measurements of the time since the line before.
+        **figures: the step, measurements of the time since the line before, what is measured.
     """
     path = os.environ.get(VARIABLE)
     if not path:

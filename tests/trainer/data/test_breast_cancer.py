@@ -7,7 +7,7 @@ from trainer.data.breast_cancer import breast_cancer
 def test_the_table_is_that_of_uci():
     source = breast_cancer()
     rows = source.fetch(tf.range(source.num_examples, dtype=tf.int64))
-    assert source.classes == ('benign', 'malignant')
+    assert source.class_names == ('benign', 'malignant')
     assert np.bincount(rows['diagnosis']).tolist() == [357, 212]
     # Least and greatest as UCI states them.
     assert len(rows) == 31

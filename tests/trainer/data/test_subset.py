@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from trainer.data.arrays import Arrays
 from trainer.data.mixture import mixture
+from trainer.data.one_hot import one_hot
 from trainer.data.subset import subset
 from trainer.errors import ConfigError
 
@@ -80,6 +81,18 @@ def test_the_fingerprint_tells_parts_apart():
 def test_what_is_no_part_is_told(arguments, message):
     with pytest.raises(ConfigError, match=message):
         subset(whole(), **arguments)
+
+
+def test_a_part_of_a_changed_source_is_one_of_it_with_the_names_of_its_classes():
+    named = whole()
+    named.class_names = ('a', 'b', 'c', 'd', 'e')
+    part = subset(one_hot(named, 5), end=0.2)
+    assert part.class_names == named.class_names
+    assert members(part) == members(subset(named, end=0.2))
+    assert members(subset(part, end=0.5)) == members(subset(subset(named, end=0.2), end=0.5))
+    # Epochs of the part, and not of the whole.
+    positions = tf.range(part.num_examples, dtype=tf.int64)
+    assert sorted(part.records(positions, seed=3).numpy()) == list(range(part.num_examples))
 
 
 def test_of_what_has_an_order_of_its_own_no_part_is_taken():

@@ -279,7 +279,7 @@ def test_files_without_a_header_get_their_names(write):
 
 def test_text_labels_are_classes_in_the_order_of_the_alphabet(write):
     source = table(write('x,y\n1,dog\n2,cat\n3,dog\n'), label='y')
-    assert source.classes == ('cat', 'dog')
+    assert source.class_names == ('cat', 'dog')
     assert source.element_spec['y'] == tf.TensorSpec([], tf.int64)
     assert read(source)['y'] == [1, 0, 1]
     assert source.bounds('y') == (0, 1)

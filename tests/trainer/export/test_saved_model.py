@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import subprocess
 import sys
 from typing import ClassVar
@@ -207,6 +208,15 @@ def test_an_export_is_replaced_only_by_one_of_another_state_and_never_lost(make_
     assert export(**arguments) == there
     assert (there / 'saved_model.pb').stat() == written
     assert sorted(p.name for p in there.parent.iterdir()) == ['2', '2.replaced-1']
+
+
+def test_an_export_names_the_classes_of_the_data(make_strategy, tmp_path):
+    source = tiny.source(30, 0)
+    source.class_names = ('eins', 'zwei', 'drei\n')
+    data = Data(source, preprocess=tiny.train_data().preprocess)
+    exported = export(**trained(make_strategy(1), tmp_path, train_data=data))
+    told = json.loads((exported / 'assets.extra' / 'phalanx.json').read_text())
+    assert told['class_names'] == ['eins', 'zwei', 'drei\n']
 
 
 class Spoilt(Arrays):
