@@ -170,8 +170,9 @@ class Runner:
         if self._metric_is_known or not (found := measures(dirs)):
             return
         if metric not in found:
+            file = self._plan.where.rpartition(':')[0]
             raise ConfigError(
-                f'{self._plan.where}: sweep.metric is {metric!r}, which {trial.name} does not '
+                f'{file}: sweep.metric is {metric!r}, which {trial.name} does not '
                 f'measure.{nearest(metric, found)} It measures {", ".join(found)}.'
             )
         self._metric_is_known = True
