@@ -215,8 +215,8 @@ def test_a_metric_that_nothing_measures_ends_the_sweep_early_and_can_be_mended(t
     said = (tmp_path / 'said').read_text()
     assert codes == [2, 0], said
     assert (
-        "sweep.gin: sweep.metric is 'train/acuracy', which trial-001 does not measure. "
-        "Did you mean 'train/accuracy'? It measures train/loss, train/accuracy, train/gradient_norm."
+        "sweep.gin: sweep.metric is 'train/acuracy', which trial-001 does not measure. Did you "
+        "mean 'train/accuracy'? It measures train/loss, train/accuracy, train/gradient_norm."
     ) in said
     assert trials(directory)[1]['value'] > 0
 
