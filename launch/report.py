@@ -14,7 +14,7 @@ from trainer.model_dir import ModelDir
 
 # What takes more than this share is worth a sentence, if there is much to share.
 _NOTABLE = 0.2
-_LEAST_SECONDS = 10.0
+_LEAST_SECONDS = 30.0
 # Workers of one host differ by chance by less than this.
 _SLOWER = 1.5
 

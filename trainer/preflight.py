@@ -98,13 +98,24 @@ def check_layers(
         )
 
 
-def measured(names: Sequence[str], evaluates: bool) -> list[str]:
+def measured(losses: Sequence[str], metrics: Sequence[str], evaluates: bool) -> list[str]:
     """Returns 'train/loss', 'eval/loss', ... for all that a run measures.
 
     Args:
-        names: of losses and metrics.
+        losses, metrics: their names.
         evaluates: whether it has data for evaluation.
+
+    Raises:
+        ConfigError: a metric has the name of a loss.
     """
+    taken = {*losses, 'gradient_norm'}
+    for name in metrics:
+        if name in taken:
+            raise ConfigError(
+                f'A metric is named {name!r}, as a loss or the norm of gradients is. Give it '
+                f"another name: name='{name}_2'."
+            )
+    names = [*losses, *metrics]
     found = [f'train/{name}' for name in (*names, 'gradient_norm')]
     return found + [f'eval/{name}' for name in names if evaluates]
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.trainer import tiny
 from tests.trainer.training import (
     CLASSES,
     FEATURES,
@@ -140,6 +141,20 @@ def test_what_cannot_be_minimised_is_named(make_strategy, loss, more, said):
 def test_a_class_in_a_dict_of_losses_is_refused_before_anything_is_built():
     with pytest.raises(ConfigError, match='is the class MeanSquaredError; give an instance'):
         Objective({'size': keras.losses.MeanSquaredError})
+
+
+def test_a_metric_with_the_name_of_a_loss_is_refused(make_strategy, tmp_path):
+    named = {**metrics(), 'size': keras.metrics.MeanAbsoluteError(name='loss')}
+    with pytest.raises(ConfigError, match="A metric is named 'size_loss', as a loss or"):
+        tiny.run(
+            make_strategy(1),
+            tmp_path,
+            model=two_headed,
+            loss=LOSSES,
+            metrics=named,
+            train_data=labelled(),
+            eval_data=None,
+        )
 
 
 def test_data_without_a_label_train_what_needs_none(make_strategy):
