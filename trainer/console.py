@@ -6,8 +6,11 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from absl import logging
+
+_TALKATIVE = {'tensorflow', 'botocore', 'aiobotocore'}
 
 
 @contextlib.contextmanager
@@ -43,5 +46,5 @@ def set_up_logging(verbosity: int) -> None:
 
 
 def _is_ours_or_a_warning(record: std_logging.LogRecord) -> bool:
-    """Leaves out the news of TensorFlow, which are about its insides."""
-    return record.levelno > std_logging.INFO or f'{os.sep}tensorflow{os.sep}' not in record.pathname
+    """Leaves out the news of libraries, which are about their insides."""
+    return record.levelno > std_logging.INFO or not _TALKATIVE & {*Path(record.pathname).parts}

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.data import paired
+from trainer.data import mix, one_hot, paired
 from trainer.data.arrays import Arrays
 from trainer.data.augment import random_shift
 from trainer.data.batch import Data
@@ -164,6 +164,13 @@ def family_of_all_techniques(name: str) -> Family:
         resnet.resnet, CLASSES, (8, 8, 1), filters=8, blocks=(1, 1), norm='group'
     )
     return dataclasses.replace(family, model=grouped)
+
+
+def mixed_up(family: Family) -> Family:
+    """The same with blended examples and smoothed labels."""
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    source = one_hot.one_hot(family.data.source, CLASSES)
+    return dataclasses.replace(family, data=Data(source, augment=mix.mixup), loss=loss)
 
 
 def elastic_families() -> dict[str, Family]:

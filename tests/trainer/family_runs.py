@@ -2,7 +2,8 @@
 
 usage: python tests/trainer/family_runs.py OUT_DIR DEVICES_PER_WORKER KIND ...   (with TF_CONFIG)
 
-KIND is 'plain', 'techniques' (several at once, of four families) or 'elastic'.
+KIND is 'plain', 'techniques' (several at once, of four families), 'crossed' (every technique with
+every family) or 'elastic'.
 """
 
 import functools
@@ -12,6 +13,52 @@ import sys
 from pathlib import Path
 
 STEPS, BATCH = 20, 16
+# Technique -> family -> why they do not go together.
+_STATISTICS = 'its batch normalisation needs the whole batch at once'
+_PLAYERS = 'its two players are groups already'
+WHY_NOT = {
+    'accumulation': {
+        'cnn': _STATISTICS,
+        'resnet': _STATISTICS,
+        'simclr': 'its negatives are the whole batch',
+    },
+    **{name: {'gan': _PLAYERS} for name in ('decay', 'rates', 'freezing')},
+    'mixup': {
+        'transformer_lm': 'tokens cannot be blended',
+        'text_classifier': 'tokens cannot be blended',
+        'wide_and_deep': 'nor can categories',
+        **dict.fromkeys(('simclr', 'gan'), 'it has no labels'),
+    },
+}
+
+
+def techniques():
+    """Name -> function from a family to the same with the technique, and its arguments."""
+    import keras
+
+    from tests.trainer.families import mixed_up
+    from trainer.groups import Group, no_decay
+    from trainer.schedule import Schedule
+
+    sgd = functools.partial(keras.optimizers.SGD, momentum=0.9)
+    constant = functools.partial(sgd, 0.02)
+    adam = {'weight_decay': 0.1, 'epsilon': 1e-3}
+
+    def arguments(optimizer=constant, **more):
+        return lambda family: (family, {'optimizer': optimizer, **more})
+
+    return {
+        'schedule': arguments(lambda: sgd(Schedule('cosine', 0.02, warmup='20%'))),
+        'decay': arguments(lambda: keras.optimizers.AdamW(0.01, **adam), groups=[no_decay()]),
+        'lamb': arguments(lambda: keras.optimizers.Lamb(0.01, **adam)),
+        'clipping': arguments(functools.partial(sgd, 0.02, global_clipnorm=0.5)),
+        'averages': arguments(functools.partial(sgd, 0.02, use_ema=True, ema_momentum=0.9)),
+        'rates': arguments(groups=[Group('*kernel', rate=0.5, may_be_empty=True)]),
+        'freezing': arguments(groups=[Group('*bias', frozen=True, may_be_empty=True)]),
+        'accumulation': arguments(accumulate=2),
+        'checkpointing': arguments(remat=['*']),
+        'mixup': lambda family: (mixed_up(family), arguments()(family)[1]),
+    }
 
 
 def runs(kind):
@@ -21,6 +68,14 @@ def runs(kind):
     from tests.trainer.families import elastic_families, families, family_of_all_techniques
     from trainer.groups import no_decay
     from trainer.schedule import Schedule
+
+    if kind == 'crossed':
+        return {
+            f'{name} {technique}': make(family)
+            for name, family in families().items()
+            for technique, make in techniques().items()
+            if name not in WHY_NOT.get(technique, {})
+        }
 
     sgd = {'optimizer': functools.partial(keras.optimizers.SGD, 0.02, momentum=0.9)}
     if kind == 'plain':
