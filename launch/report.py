@@ -9,8 +9,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from launch.account import CATEGORIES, Account, account
-from trainer.errors import ConfigError
 from trainer.model_dir import ModelDir
+from trainer.observe import chart
 
 # What takes more than this share is worth a sentence, if there is much to share.
 _NOTABLE = 0.2
@@ -96,14 +96,7 @@ def save_png(dirs: ModelDir, path: Path) -> None:
             written.
     """
     result = account(dirs)
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            f'--png={path} needs matplotlib, which is not installed. Run: '
-            "pip install 'phalanx[plot]'"
-        ) from None
-    figure = Figure(figsize=(8, 4), layout='constrained')
+    figure = chart.blank(path, 8, 4)
     axes = figure.subplots()
     names = list(CATEGORIES)[::-1]
     shares = [100 * result.seconds[name] / max(result.wall, 1e-9) for name in names]
@@ -114,13 +107,7 @@ def save_png(dirs: ModelDir, path: Path) -> None:
     axes.set_title(f'goodput {result.goodput:.1%}')
     axes.margins(x=0.12)
     axes.spines[['top', 'right']].set_visible(False)
-    try:
-        figure.savefig(path, format='png', dpi=120)
-    except OSError as error:
-        raise ConfigError(
-            f'--png={path} cannot be written: {error.strerror}. Name a file in a directory that '
-            'is there.'
-        ) from error
+    chart.save(figure, path)
 
 
 def _slowest(result: Account) -> str:

@@ -16,6 +16,7 @@ from launch.ledger import Ledger
 from trainer.cluster import Cluster
 from trainer.console import hidden_stderr, set_up_logging
 from trainer.errors import ConfigError, nearest
+from trainer.observe import chart
 
 _VERBS = ('batch', 'lr')
 _OUT_OF_MEMORY = re.compile(
@@ -219,7 +220,8 @@ def _try(given: Sequence[str], aside: Path, size: int, steps: int) -> Try:
 
 def _rate(job: asked.Asked, lowest: float, highest: float, steps: int, png: str | None) -> int:
     """Trains in this process, with as many replicas as the job has."""
-    figure = _figure() if png else None  # What is missing is told before the test.
+    # What is missing is told before the test.
+    figure = chart.blank(Path(png), 8, 4) if png else None
     flags.FLAGS.mark_as_parsed()  # Or absl says that nobody has parsed them.
     logging.set_verbosity(logging.WARNING)
     with hidden_stderr():
@@ -249,16 +251,6 @@ def _rate(job: asked.Asked, lowest: float, highest: float, steps: int, png: str 
     return 0
 
 
-def _figure():
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            "--png needs matplotlib, which is not installed. Run: pip install 'phalanx[plot]'"
-        ) from None
-    return Figure(figsize=(8, 4), layout='constrained')
-
-
 def _draw(figure, found, path: Path) -> None:
     axes = figure.subplots()
     axes.plot(found.rates, found.losses, color='lightgray', label='loss')
@@ -269,10 +261,4 @@ def _draw(figure, found, path: Path) -> None:
     low, high = min(found.losses), max(found.smoothed[: found.lowest + 1])
     axes.set_ylim(low - 0.1 * (high - low), high + 0.5 * (high - low))
     axes.legend()
-    try:
-        figure.savefig(path, format='png', dpi=120)
-    except OSError as error:
-        raise ConfigError(
-            f'--png={path} cannot be written: {error.strerror}. Name a file in a directory that '
-            'is there.'
-        ) from error
+    chart.save(figure, path)

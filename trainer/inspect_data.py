@@ -12,7 +12,8 @@ from trainer.data import statistics
 from trainer.data.bad_record_list import Damage
 from trainer.data.scan import Scan
 from trainer.data.source import Source
-from trainer.errors import ConfigError, WriteError
+from trainer.errors import WriteError
+from trainer.observe import chart
 
 # A source is looked at in this many parts at most, each by one thread.
 _PARTS = 1000
@@ -97,29 +98,18 @@ def save_sheet(path: Path, pictures: np.ndarray, captions: Sequence[str]) -> Non
     """Writes pictures, uint8 [B, H, W, C], with a caption each, as one PNG.
 
     Raises:
-        ConfigError: matplotlib is not installed.
-        WriteError: the file cannot be written.
+        ConfigError: matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            f'--png={path} needs matplotlib, which is not installed. Run: '
-            "pip install 'phalanx[plot]'"
-        ) from None
     columns = int(np.ceil(np.sqrt(len(pictures))))
     rows = -(-len(pictures) // columns)
-    figure = Figure(figsize=(1.2 * columns, 1.4 * rows), layout='constrained')
+    figure = chart.blank(path, 1.2 * columns, 1.4 * rows)
     all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in all_axes:
         axes.set_axis_off()
     for axes, picture, caption in zip(all_axes, pictures, captions, strict=False):
         axes.imshow(picture.squeeze(), cmap='gray', vmin=0, vmax=255)
         axes.set_title(caption, fontsize=9)
-    try:
-        figure.savefig(path, format='png', dpi=120)
-    except OSError as error:
-        raise WriteError(f'--png={path} cannot be written: {error.strerror}.') from error
+    chart.save(figure, path)
 
 
 def to_tensorboard(directory: Path, split: str, pictures: np.ndarray, tags: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from launch.sweeps.book import Book, Trial
 from launch.sweeps.plan import RANGES, plain
-from trainer.errors import ConfigError
+from trainer.observe import chart
 
 _STYLES = {'failed': 'red', 'stopped': 'dim'}
 _COLOURS = {'finished': 'tab:green', 'stopped': 'tab:gray', 'running': 'tab:blue'}
@@ -69,17 +69,10 @@ def save_png(book: Book, path: Path) -> None:
     Raises:
         ConfigError: matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            f'The plot {path} needs matplotlib, which is not installed. Run: '
-            "pip install 'phalanx[plot]'"
-        ) from None
     parameters = book.plan['parameters']
     trials = [trial for trial in book.trials.values() if trial.value is not None]
     rows = -(-(len(parameters) + 1) // _COLUMNS)
-    figure = Figure(figsize=(4 * _COLUMNS, 3 * rows), layout='constrained')
+    figure = chart.blank(path, 4 * _COLUMNS, 3 * rows)
     axes = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
     _draw_course(axes[0], book, trials)
     for each, (name, domain) in zip(axes[1:], parameters.items(), strict=False):
@@ -89,13 +82,7 @@ def save_png(book: Book, path: Path) -> None:
         each.spines[['top', 'right']].set_visible(False)
     for each in axes[len(parameters) + 1 :]:
         each.set_axis_off()
-    try:
-        figure.savefig(path, format='png', dpi=120)
-    except OSError as error:
-        raise ConfigError(
-            f'{str(path)!r} cannot be written: {error.strerror}. Name a file in a directory that '
-            'is there.'
-        ) from error
+    chart.save(figure, path)
 
 
 def _draw_course(axes: Any, book: Book, trials: list[Trial]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.processes import REPOSITORY, environment, run_workers
-from tests.trainer.family_runs import runs
+from tests.trainer.family_runs import WHY_NOT, runs, techniques
 
 PROGRAM = REPOSITORY / 'tests' / 'trainer' / 'family_runs.py'
 TABLE = REPOSITORY / 'docs' / 'parity.md'
@@ -27,16 +27,16 @@ TOLERANCE = 1e-5
 LOOSER = {'cnn': 5e-5}
 
 
-def train(out, workers, devices, *kinds):
-    """Returns what each worker got, {(kind, family): ...}."""
+def train(out, workers, devices, *kinds, timeout=500):
+    """Returns what each worker got, {(kind, name of the run): ...}."""
     command = [PROGRAM, out, devices, *kinds]
     # The bits of a kernel may depend on how many threads share its work.
     threads = {'TF_NUM_INTRAOP_THREADS': '1'}
     if workers > 1:
-        run_workers(command, workers, timeout=500, **threads)
+        run_workers(command, workers, timeout=timeout, **threads)
     else:
         command = [sys.executable, *map(str, command)]
-        subprocess.run(command, env=environment(**threads), check=True, timeout=500)
+        subprocess.run(command, env=environment(**threads), check=True, timeout=timeout)
     return [pickle.loads((out / f'{index}.pickle').read_bytes()) for index in range(workers)]
 
 
@@ -59,23 +59,60 @@ def difference(one, other):
     return max(float((np.abs(a - b) / np.maximum(1.0, np.abs(b))).max(initial=0)) for a, b in pairs)
 
 
+def gaps(results):
+    """Returns {(kind, name of the run): [the largest difference, by topology]}; fails if far."""
+    expected, found = results[ONE][0], {}
+    for key, wanted in expected.items():
+        found[key] = [
+            max(
+                max(
+                    difference(worker[key]['variables'], wanted['variables']),
+                    abs(worker[key]['loss'] - wanted['loss']),
+                )
+                for worker in results[topology]
+            )
+            for topology in SAME
+        ]
+    allowed = {key: LOOSER.get(key[1].split()[0], TOLERANCE) for key in found}
+    far = {key: row for key, row in found.items() if not max(row) <= allowed[key]}
+    assert not far
+    return found
+
+
 @pytest.mark.slow
 def test_twenty_steps_of_every_family_are_the_same_on_any_topology(results):
-    expected, far = results[ONE][0], []
-    lines = []
-    for kind, family in expected:
-        row = []
-        for topology in SAME:
-            for worker in results[topology]:
-                found, wanted = worker[kind, family], expected[kind, family]
-                gap = difference(found['variables'], wanted['variables'])
-                gap = max(gap, abs(found['loss'] - wanted['loss']))
-                if not gap <= LOOSER.get(family, TOLERANCE):
-                    far.append((kind, family, topology, gap))
-            row.append(f'{gap:.0e}')
-        lines.append(f'| `{family}` | {WHAT[kind]} | {" | ".join(row)} |')
-    assert not far
-    check_table(lines)
+    lines = [
+        f'| `{family}` | {WHAT[kind]} | {" | ".join(f"{gap:.0e}" for gap in row)} |'
+        for (kind, family), row in gaps(results).items()
+    ]
+    header = '| Family | Trained with | 2 replicas | 2 workers |', '|---|---|---|---|'
+    written = check_table('families', [*header, *lines])
+    assert [line.split('|')[1:3] for line in written[2:]] == [
+        line.split('|')[1:3] for line in lines
+    ]
+
+
+@pytest.mark.results
+def test_every_technique_is_the_same_with_every_family_on_any_topology(tmp_path_factory):
+    results = {
+        name: train(tmp_path_factory.mktemp('crossed'), *topology, 'crossed', timeout=3600)
+        for name, topology in {ONE: (1, 1), **SAME}.items()
+    }
+    (mirrored,), workers = results['2 replicas'], results['2 workers']
+    for worker in workers:
+        assert hashes(worker) == hashes(mirrored)
+    rows = {name: dict.fromkeys(techniques(), '') for name in runs('plain')}
+    for (_, name), row in gaps(results).items():
+        family, technique = name.split()
+        rows[family][technique] = f'{max(row):.0e}'
+    for technique, families in WHY_NOT.items():
+        for family, reason in families.items():
+            rows[family][technique] = reason
+    header = ['', *techniques()]
+    lines = [f'| {" | ".join(header)} |', '|---' * len(header) + '|']
+    lines += [f'| `{name}` | {" | ".join(row.values())} |' for name, row in rows.items()]
+    written = check_table('crossed', lines)
+    assert [line.split('|')[1] for line in written] == [line.split('|')[1] for line in lines]
 
 
 WHAT = {
@@ -85,38 +122,38 @@ WHAT = {
 }
 
 
-def check_table(lines):
-    """Sees that the documentation has these rows, or writes them; figures differ by machine."""
+def check_table(name, lines):
+    """Returns the lines that the documentation has, or writes these; figures differ by machine."""
     text = TABLE.read_text()
-    head, begin, rest = text.partition('<!-- families -->\n')
+    head, begin, rest = text.partition(f'<!-- {name} -->\n')
     table, end, tail = rest.partition('<!-- end -->\n')
     if os.environ.get('PHALANX_WRITE_DOCS'):
-        header = ['| Family | Trained with | 2 replicas | 2 workers |', '|---|---|---|---|']
-        TABLE.write_text(head + begin + '\n'.join([*header, *lines]) + '\n' + end + tail)
-        return
-    written = [line.split('|')[1:3] for line in table.splitlines()[2:]]
-    assert written == [line.split('|')[1:3] for line in lines]
+        TABLE.write_text(head + begin + '\n'.join(lines) + '\n' + end + tail)
+        return lines
+    return table.splitlines()
+
+
+def hashes(worker):
+    return {key: run['sha256'] for key, run in worker.items()}
 
 
 @pytest.mark.slow
 def test_two_replicas_in_one_process_and_in_two_give_the_same_bits_of_every_family(results):
     (mirrored,), workers = results['2 replicas'], results['2 workers']
     for worker in workers:
-        assert {key: run['sha256'] for key, run in worker.items()} == {
-            key: run['sha256'] for key, run in mirrored.items()
-        }
+        assert hashes(worker) == hashes(mirrored)
 
 
 @pytest.mark.slow
 def test_three_families_end_with_the_same_bits_on_any_number_of_replicas(tmp_path):
-    hashes = {}
+    found = {}
     for name, topology in ELASTIC.items():
         (tmp_path / name).mkdir()
         for worker in train(tmp_path / name, *topology, 'elastic'):
             for (_, family), run in worker.items():
-                hashes.setdefault(family, set()).add(run['sha256'])
-    assert hashes.keys() == runs('elastic').keys()
-    assert {family: len(found) for family, found in hashes.items()} == dict.fromkeys(hashes, 1)
+                found.setdefault(family, set()).add(run['sha256'])
+    assert found.keys() == runs('elastic').keys()
+    assert {family: len(each) for family, each in found.items()} == dict.fromkeys(found, 1)
 
 
 @pytest.mark.chaos
