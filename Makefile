@@ -23,8 +23,8 @@ test: $(VENV)/.installed-dev
 chaos: $(VENV)/.installed-dev
 	$(RUN) -m pytest $(TWO) -m '(slow or chaos) and not cluster and not results'
 
-# Real schedulers and simulated hosts: needs root, and what tests/cluster/install installs. The files
-# have different names and networks.
+# Real schedulers and simulated hosts: needs root, and what tests/cluster/install installs. Files of
+# tests that run side by side have different names and networks.
 cluster: $(VENV)/.installed-cluster
 	$(RUN) -m pytest $(TWO) -m cluster --no-loadscope-reorder
 

@@ -4,10 +4,12 @@ They share the file system, as the hosts of a cluster share a file server. Only 
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,14 +25,15 @@ class Hosts:
 
     Args:
         count: how many.
-        prefix: of the names of namespaces and interfaces; 8 characters at most, and different in
-            tests that may run at the same time.
-        net: the first three numbers of their addresses; different as well.
+        prefix: of the names of namespaces and interfaces; 8 characters at most. Who has the same
+            one waits for the other to end.
+        net: the first three numbers of their addresses; another for another prefix.
     """
 
     def __init__(self, count: int, *, prefix: str, net: str):
         self.count, self._prefix, self._net = count, prefix, net
         self._bridge = f'{prefix}br'
+        self._lock = open(Path(tempfile.gettempdir(), f'{prefix}.lock'), 'w')  # noqa: SIM115
 
     def address(self, index: int) -> str:
         """The address of a host, numbered from 1; 0 is this process's."""
@@ -41,6 +44,7 @@ class Hosts:
         return f'{self._prefix}{index}'
 
     def __enter__(self) -> 'Hosts':
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._remove()
         _ip('link', 'add', self._bridge, 'type', 'bridge')
         _ip('addr', 'add', f'{self.address(0)}/24', 'dev', self._bridge)
@@ -65,6 +69,7 @@ class Hosts:
 
     def __exit__(self, *exc: object) -> None:
         self._remove()
+        self._lock.close()
 
     def command(self, index: int, *command: str) -> list[str]:
         """Returns the command line that runs a program on a host, under its name."""

@@ -71,15 +71,21 @@ sys.exit(code)
 
 
 class Cluster:
-    """A stand-in with a claim, and a back end that submits to it."""
+    """A stand-in with a claim, and a back end that submits to it.
 
-    def __init__(self, directory: Path, **options):
+    Args:
+        directory: where all its files are.
+        prefix, net: as for `Hosts`.
+        **options: of `StandIn`.
+    """
+
+    def __init__(self, directory: Path, *, prefix: str = 'pxk', net: str = '10.82.1', **options):
         self.directory, self.claim = directory, directory / 'claim'
         self.claim.mkdir()
         self.task = directory / 'a task'
         self.task.write_text(TASK)
         self.task.chmod(0o755)
-        self.hosts = Hosts(4, prefix='pxk', net='10.82.1')
+        self.hosts = Hosts(4, prefix=prefix, net=net)
         claims = {'training': self.claim}
         self.stand_in = StandIn(self.hosts, directory, image=IMAGE, claims=claims, **options)
         self.options = KubernetesOptions(

@@ -30,7 +30,7 @@ FLAGS = [
 
 @pytest.fixture
 def cluster(tmp_path):
-    with Cluster(tmp_path) as found:
+    with Cluster(tmp_path, prefix='pxkt', net='10.82.2') as found:
         yield found
 
 
