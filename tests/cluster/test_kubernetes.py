@@ -317,6 +317,8 @@ def test_kubectl_makes_the_plan_and_sees_what_becomes_of_it(cluster):
     assert 'all are here' in cluster.kubectl('logs', pod)
     cluster.kubectl('delete', 'pod', cluster.running(1)['metadata']['name'], '--wait=false')
     cluster.until(lambda: len(cluster.pods(1)) == 1 and cluster.running(1))
+    # Before that it would not hear of its end, as the first process of a container.
+    cluster.until(lambda: 'I am 1' in cluster.printed(cluster.running(1)))
     cluster.end(0)
     cluster.kubectl('wait', '--for=condition=complete', 'job/digits', '--timeout=30s')
     assert cluster.status(submitted).state == 'finished'
