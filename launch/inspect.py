@@ -48,8 +48,9 @@ def inspect(argv: Sequence[str]) -> int:
         The exit code: 1 if something is damaged, else 0.
 
     Raises:
-        ConfigError: a mistake in the flags or the configuration, or there is no such data.
-        WriteError: the pictures cannot be written.
+        ConfigError: a mistake in the flags or the configuration, there is no such data, or the
+            file of --png cannot be written.
+        WriteError: the directory of --tensorboard cannot be written.
         OSError: the data is out of reach.
     """
     own = data_flags.define()
@@ -157,7 +158,7 @@ def _show(
     console.print(_features(source, numbers))
     for name, each in numbers.items():
         if each.counts and each.count >= _LEAST_RECORDS * len(each.counts):
-            console.print(_classes(name, each.counts, source.class_names))
+            console.print(_classes(name, each.counts, _names(source, name)))
     console.print(_examples(source, found))
     if not found:
         return
@@ -207,6 +208,16 @@ def _classes(name: str, counts: Mapping[int, int], class_names: Sequence[str]) -
         bar = ProgressBar(total=most, completed=times, width=30)
         table.add_row(str(value), word, f'{times:,}', f'{times / total:.1%}', bar)
     return table
+
+
+def _label(source: 'Source') -> str:
+    """Which feature has the classes that the source names."""
+    return getattr(source, 'label', None) or 'label'
+
+
+def _names(source: 'Source', feature: str) -> Sequence[str]:
+    """Returns the names of the values 0, 1, ... of a feature, () if they have none."""
+    return source.class_names if feature == _label(source) else ()
 
 
 def _examples(source: 'Source', found: 'Findings | None') -> Table:
@@ -288,6 +299,6 @@ def _labels(source: 'Source', features: Mapping[str, np.ndarray]) -> list[str]:
     ]
     if not whole:
         return []
-    names = source.class_names
-    values = features['label' if 'label' in whole else whole[0]].tolist()
+    label = _label(source) if _label(source) in whole else whole[0]
+    names, values = _names(source, label), features[label].tolist()
     return [names[v] if isinstance(v, int) and 0 <= v < len(names) else str(v) for v in values]

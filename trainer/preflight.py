@@ -98,26 +98,28 @@ def check_layers(
         )
 
 
-def measured(losses: Sequence[str], metrics: Sequence[str], evaluates: bool) -> list[str]:
+def measured(
+    trained: Sequence[str], evaluated: Sequence[str], metrics: Sequence[str], evaluates: bool
+) -> list[str]:
     """Returns 'train/loss', 'eval/loss', ... for all that a run measures.
 
     Args:
-        losses, metrics: their names.
+        trained, evaluated: the names of losses in training and in evaluation.
+        metrics: their names.
         evaluates: whether it has data for evaluation.
 
     Raises:
         ConfigError: a metric has the name of a loss.
     """
-    taken = {*losses, 'gradient_norm'}
+    taken = {*trained, *evaluated, 'gradient_norm'}
     for name in metrics:
         if name in taken:
             raise ConfigError(
                 f'A metric is named {name!r}, as a loss or the norm of gradients is. Give it '
-                f"another name: name='{name}_2'."
+                'another name.'
             )
-    names = [*losses, *metrics]
-    found = [f'train/{name}' for name in (*names, 'gradient_norm')]
-    return found + [f'eval/{name}' for name in names if evaluates]
+    found = [f'train/{name}' for name in (*trained, *metrics, 'gradient_norm')]
+    return found + [f'eval/{name}' for name in (*evaluated, *metrics) if evaluates]
 
 
 def check_metrics(keep: Keep, early_stop: EarlyStop | None, measured: Sequence[str]) -> None:

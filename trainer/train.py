@@ -234,8 +234,8 @@ def train(
         for each in dict.fromkeys((trained, objective)):
             each.find_names(strategy, state, batch_spec(train_data, batch_size // replicas))
         num_classes = check_labels(train_data, loss, state.output_spec)
-        losses = ['loss', *trained.results([0.0] * len(trained.names))]
-        known = measured(losses, MetricSums(metrics).names, eval_data is not None)
+        names = [['loss', *each.results([0.0] * len(each.names))] for each in (trained, objective)]
+        known = measured(*names, MetricSums(metrics).names, eval_data is not None)
         check_metrics(keep, early_stop, known)
         check_layers(
             state.model,

@@ -97,8 +97,8 @@ class Book:
         self.load()
         begun = self.plan
         free = {'trials'}
-        if all(trial.value is None for trial in self.trials.values()):
-            free |= {'metric', 'mode'}  # As nothing was measured yet, or not that metric.
+        if all(t.value is None and t.state not in ENDED for t in self.trials.values()):
+            free |= {'metric', 'mode'}  # As nothing was compared yet.
         for name in described:
             if name not in free and described[name] != begun[name]:
                 raise ConfigError(

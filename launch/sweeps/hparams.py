@@ -10,13 +10,13 @@ _END = {'finished': 'STATUS_SUCCESS', 'stopped': 'STATUS_SUCCESS', 'failed': 'ST
 
 
 def write_experiment(directory: Path, plan: Plan) -> None:
-    """Writes at the root of a sweep what its parameters and its metric are, unless it is there.
+    """Writes at the root of a sweep what its parameters and its metric are, in place of before.
 
     Raises:
         OSError: it cannot be written.
     """
-    if any(directory.glob('*tfevents*')):
-        return
+    for before in directory.glob('*tfevents*'):
+        before.unlink()
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
     group, tag = plan.metric.split('/', 1)

@@ -51,7 +51,9 @@ def show(book: Book, console: Console | None = None) -> None:
     # In the table they would be narrow columns of many lines.
     for trial in ranked(book):
         if trial.state == 'failed':
-            console.print(f'{trial.name}: {trial.reason}', highlight=False, markup=False)
+            console.print(
+                f'{trial.name}: {trial.reason}', highlight=False, markup=False, soft_wrap=True
+            )
     states = [_state(trial) for trial in book.trials.values()]
     counts = ', '.join(f'{states.count(s)} {s}' for s in dict.fromkeys(sorted(states)))
     console.print(f'{len(states)} of {book.plan["trials"]} trials: {counts}', highlight=False)

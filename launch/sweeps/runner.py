@@ -73,9 +73,9 @@ class Runner:
                     self._reap()
                     time.sleep(POLL_SECONDS)
             finally:
-                for process, _ in self._running.values():
+                for number, (process, _) in self._running.items():
                     process.kill()  # Its workers end with it.
-                    process.wait()
+                    self._book.note(self._book.trials[number], code=process.wait())
         if self._left():
             return PREEMPTED
         return 0 if any(t.state != 'failed' for t in self._book.trials.values()) else 1
@@ -165,15 +165,17 @@ class Runner:
                 process.send_signal(signal.SIGTERM)
 
     def _check_metric(self, trial: Trial) -> None:
-        """Raises ConfigError once it is known that there will be nothing to compare by."""
+        """Raises ConfigError once it is known that there will be nothing to compare by.
+
+        Where another trial has measured it, this one is an exception, and fails at its end.
+        """
         dirs, metric = self._book.dirs(trial), self._plan.metric
         if self._metric_is_known or not (found := measures(dirs)):
             return
-        if metric not in found:
-            file = self._plan.where.rpartition(':')[0]
+        if metric not in found and not any(t.value is not None for t in self._known()):
             raise ConfigError(
-                f'{file}: sweep.metric is {metric!r}, which {trial.name} does not '
-                f'measure.{nearest(metric, found)} It measures {", ".join(found)}.'
+                f'sweep.metric is {metric!r}, which {trial.name} does not measure.'
+                f'{nearest(metric, found)} It measures {", ".join(found)}.'
             )
         self._metric_is_known = True
         hparams.write_experiment(self._book.directory, self._plan)
@@ -200,7 +202,8 @@ class Runner:
                 self._end(trial, 'stopped')
             elif self._signals:
                 step = self._book.dirs(trial).newest_step()
-                self._tell(f'{trial.name} is interrupted, and will go on from step {step}')
+                goes_on = f'go on from step {step:,}' if step else 'begin again'
+                self._tell(f'{trial.name} is interrupted, and will {goes_on}')
             else:
                 # A signal that was for it alone. Whoever starts the sweep again goes on with it.
                 self._signals.append(signal.SIGTERM)
@@ -209,11 +212,15 @@ class Runner:
     def _finish(self, trial: Trial) -> None:
         """Takes the metric of a trial that has come to its end."""
         self._check_metric(trial)
-        dirs = self._book.dirs(trial)
+        dirs, metric = self._book.dirs(trial), self._plan.metric
         step = dirs.newest_step()
-        value = json.loads(dirs.manifests()[step].read_text())['metrics'][self._plan.metric]
+        metrics = json.loads(dirs.manifests()[step].read_text())['metrics']
+        if metric not in metrics:
+            reason = f'it measured no {metric}, but {", ".join(sorted(metrics))}.'
+            self._end(trial, 'failed', step=step, reason=reason + nearest(metric, metrics))
+            return
         self._curve(trial, new=True)
-        self._end(trial, 'finished', step=step, value=value, stop_at=None, reason='')
+        self._end(trial, 'finished', step=step, value=metrics[metric], stop_at=None, reason='')
 
     def _end(self, trial: Trial, state: str, **changes) -> None:
         trial = self._book.note(trial, state=state, **changes)

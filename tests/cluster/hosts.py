@@ -45,6 +45,14 @@ class Hosts:
 
     def __enter__(self) -> 'Hosts':
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            self._make()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def _make(self) -> None:
         self._remove()
         _ip('link', 'add', self._bridge, 'type', 'bridge')
         _ip('addr', 'add', f'{self.address(0)}/24', 'dev', self._bridge)
@@ -65,7 +73,6 @@ class Hosts:
             etc.mkdir(parents=True, exist_ok=True)
             (etc / 'nsswitch.conf').write_text('hosts: files\n')
             (etc / 'hosts').write_text('\n'.join(names) + '\n')
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self._remove()

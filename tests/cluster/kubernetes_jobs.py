@@ -1,5 +1,6 @@
 """Jobs on the stand-in for Kubernetes, for tests that do something to them."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -96,15 +97,16 @@ class Cluster:
         )
 
     def __enter__(self):
-        self.hosts.__enter__()
-        self.stand_in.__enter__()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.hosts)
+            stack.enter_context(self.stand_in)
+            self._stack = stack.pop_all()
         os.environ['KUBECONFIG'] = str(self.stand_in.kubeconfig)
         return self
 
     def __exit__(self, *exc):
         del os.environ['KUBECONFIG']
-        self.stand_in.__exit__(*exc)
-        self.hosts.__exit__(*exc)
+        self._stack.close()
 
     def back_end(self, **options):
         return Kubernetes(dataclasses.replace(self.options, **options))

@@ -12,7 +12,7 @@ import pickle
 import sys
 from pathlib import Path
 
-STEPS, BATCH = 20, 16
+STEPS, EARLY, BATCH = 20, 8, 16
 # Technique -> family -> why they do not go together.
 _STATISTICS = 'its batch normalisation needs the whole batch at once'
 _PLAYERS = 'its two players are groups already'
@@ -100,6 +100,7 @@ def runs(kind):
 
 
 def main(out_dir, devices_per_worker, kinds):
+    from trainer.checkpoint import Keep
     from trainer.cluster import from_environ
     from trainer.meeting import meet
     from trainer.proof import load
@@ -124,13 +125,16 @@ def main(out_dir, devices_per_worker, kinds):
                 seed=3,
                 log_every=1,
                 save_every=4,
+                keep=Keep(last=STEPS),
                 **{**more, **family.more},
             )
             tensors, _ = load(result.checkpoint)
+            early, _ = load(result.checkpoint.with_name(f'step-{EARLY:08}'))
             found[kind, name] = {
                 'sha256': result.state_sha256,
                 'loss': result.metrics.get('train/loss'),
                 'variables': tensors,
+                'early': early,
             }
     Path(out_dir, f'{cluster.index}.pickle').write_bytes(pickle.dumps(found))
     hashes = {' '.join(key): run['sha256'] for key, run in found.items()}

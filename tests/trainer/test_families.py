@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 import time
@@ -23,8 +24,10 @@ ONE = 'one device'
 SAME = {'2 replicas': (1, 2), '2 workers': (2, 1)}
 ELASTIC = {'1 replica': (1, 1), '2 replicas': (1, 2), '4 replicas': (1, 4), '2 x 2': (2, 2)}
 TOLERANCE = 1e-5
-# Its batch normalisation divides by what hardly differs from 0, of units that seldom fire.
-LOOSER = {'cnn': 5e-5}
+# After a kink: where an input of a rectifier is as near to 0 as rounding, it is on this side with
+# one topology and on that with another, and its derivative jumps. Which run comes upon one is a
+# matter of the processor. Before it runs agree as ever; what is computed wrongly never does.
+BEFORE_KINK, AFTER_KINK = 1e-6, 1e-3
 
 
 def train(out, workers, devices, *kinds, timeout=500):
@@ -56,26 +59,36 @@ def difference(one, other):
     pairs = [
         (np.asarray(value, float), np.asarray(other[path], float)) for path, value in one.items()
     ]
-    return max(float((np.abs(a - b) / np.maximum(1.0, np.abs(b))).max(initial=0)) for a, b in pairs)
+    # Python's max would pass over what is not a number.
+    gaps = [(np.abs(a - b) / np.maximum(1.0, np.abs(b))).max(initial=0) for a, b in pairs]
+    return float(np.max(gaps))
+
+
+def gap(one, other):
+    """Returns how far two runs of a family are apart; fails if that is no kink's doing."""
+    found = difference(
+        {**one['variables'], 'loss': one['loss']}, {**other['variables'], 'loss': other['loss']}
+    )
+    if not found <= TOLERANCE:
+        assert difference(one['early'], other['early']) <= BEFORE_KINK
+        assert found <= AFTER_KINK
+    return found
 
 
 def gaps(results):
     """Returns {(kind, name of the run): [the largest difference, by topology]}; fails if far."""
-    expected, found = results[ONE][0], {}
-    for key, wanted in expected.items():
-        found[key] = [
-            max(
-                max(
-                    difference(worker[key]['variables'], wanted['variables']),
-                    abs(worker[key]['loss'] - wanted['loss']),
-                )
-                for worker in results[topology]
-            )
-            for topology in SAME
-        ]
-    allowed = {key: LOOSER.get(key[1].split()[0], TOLERANCE) for key in found}
-    far = {key: row for key, row in found.items() if not max(row) <= allowed[key]}
+    found, far = {}, {}
+    for key, wanted in results[ONE][0].items():
+        try:
+            found[key] = [
+                max(gap(worker[key], wanted) for worker in results[topology]) for topology in SAME
+            ]
+        except AssertionError as error:
+            far[key] = str(error)
     assert not far
+    # A kink is rare.
+    kinks = [key for key, row in found.items() if max(row) > TOLERANCE]
+    assert len(kinks) <= 1 + len(found) / 5, kinks
     return found
 
 
@@ -112,7 +125,9 @@ def test_every_technique_is_the_same_with_every_family_on_any_topology(tmp_path_
     lines = [f'| {" | ".join(header)} |', '|---' * len(header) + '|']
     lines += [f'| `{name}` | {" | ".join(row.values())} |' for name, row in rows.items()]
     written = check_table('crossed', lines)
-    assert [line.split('|')[1] for line in written] == [line.split('|')[1] for line in lines]
+    assert [re.sub(r'\d+e-\d+', '#', each) for each in written] == [
+        re.sub(r'\d+e-\d+', '#', each) for each in lines
+    ]
 
 
 WHAT = {

@@ -164,7 +164,7 @@ def test_where_all_images_are_damaged_it_is_told(tmp_path):
 def test_pictures_that_cannot_be_written_are_told(tmp_path):
     pictures = np.zeros([1, 6, 6, 1], np.uint8)
     (tmp_path / 'file').write_text('')
-    with pytest.raises(WriteError, match='No such file or directory'):
+    with pytest.raises(ConfigError, match='No such file or directory'):
         inspect_data.save_sheet(tmp_path / 'none' / 'a.png', pictures, ['0'])
     with pytest.raises(WriteError, match='cannot be written'):
         inspect_data.to_tensorboard(tmp_path / 'file', 'train', pictures, ['0'])

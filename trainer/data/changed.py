@@ -17,7 +17,7 @@ class Changed(Source):
 
     def __init__(self, source: Source):
         self._source = source
-        self.class_names = source.class_names
+        self.class_names = tuple(source.class_names)
 
     @property
     def num_examples(self) -> int:
@@ -35,7 +35,7 @@ class Changed(Source):
 
     @property
     def has_own_order(self) -> bool:
-        return self._source.has_own_order
+        return type(self).records is not Changed.records or self._source.has_own_order
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -51,14 +51,14 @@ class Mixture(Source):
                     f'{_shown(spec)}, number {number} has {_shown(source.element_spec)}.'
                 )
         for number, source in enumerate(self._sources, 1):
-            classes = self._sources[0].class_names, source.class_names
-            if all(classes) and classes[0] != classes[1]:
+            names = tuple(source.class_names)
+            if names and self.class_names and names != self.class_names:
                 raise ConfigError(
                     'The sources of a mixture must number the same classes alike: those of the '
-                    f'first one are {", ".join(classes[0])}, of number {number} '
-                    f'{", ".join(classes[1])}.'
+                    f'first one are {", ".join(self.class_names)}, of number {number} '
+                    f'{", ".join(names)}.'
                 )
-        self.class_names = self._sources[0].class_names
+            self.class_names = self.class_names or names
         sizes = [source.num_examples for source in self._sources]
         self._offsets = np.cumsum([0, *sizes])
         self._slots = _slots(sizes if weights is None else weights, len(sizes))

@@ -61,6 +61,10 @@ class Subset(Changed):
         part = (self._source.fingerprint, self._first, self._end, self._seed)
         return hashlib.sha256(repr(part).encode()).hexdigest()
 
+    @property
+    def has_own_order(self) -> bool:
+        return False
+
     def records(self, positions: tf.Tensor, *, seed: int) -> tf.Tensor:
         # Every epoch a permutation of the part, and not what the whole would read.
         return Source.records(self, positions, seed=seed)

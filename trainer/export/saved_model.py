@@ -95,9 +95,7 @@ def export(
     data = learnt(data, manifest.get('preprocess'))
     target = dirs.export / str(step)
     origin = {'step': step, 'state_sha256': manifest['state_sha256']}
-    if data.source.class_names:
-        origin['class_names'] = list(data.source.class_names)
-    if _origin(target) == origin:
+    if origin.items() <= _origin(target).items():
         logging.info('%s is there already', target)
         return target
     for litter in dirs.export.glob('.tmp-*'):
@@ -142,6 +140,8 @@ def export(
             archive.write_out(aside / 'model', verbose=False)
             _prove(aside, calls, _TOLERANCE[precision])
             (aside / 'model' / _ORIGIN).parent.mkdir(exist_ok=True)
+            if names := data.source.class_names:
+                origin['class_names'] = [str(name) for name in names]
             (aside / 'model' / _ORIGIN).write_text(json.dumps(origin))
             if target.exists():
                 _put_aside(target)
@@ -176,12 +176,12 @@ def _argument(name: str) -> str:
     return name if name[:1].isalpha() else f'arg_{name}'
 
 
-def _origin(exported: Path) -> dict | None:
-    """Which state a SavedModel was exported from, if it says so."""
+def _origin(exported: Path) -> dict:
+    """Which state a SavedModel was exported from, {} if it does not say so."""
     try:
         return json.loads((exported / _ORIGIN).read_text())
     except (OSError, ValueError):
-        return None
+        return {}
 
 
 def _put_aside(target: Path) -> None:
