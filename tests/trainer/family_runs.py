@@ -26,7 +26,7 @@ WHY_NOT = {
     'mixup': {
         'transformer_lm': 'tokens cannot be blended',
         'text_classifier': 'tokens cannot be blended',
-        'wide_and_deep': 'nor can categories',
+        'wide_and_deep': 'categories cannot be blended',
         **dict.fromkeys(('simclr', 'gan'), 'it has no labels'),
     },
 }
