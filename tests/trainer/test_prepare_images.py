@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 def stored_as(out):
     source = prepared(out)
-    return source._records._features['image'].storage
+    return source._source._features['image'].storage
 
 
 def check_equal(found, expected):
