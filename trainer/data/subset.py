@@ -75,10 +75,6 @@ class Subset(Changed):
     def stored(self, indices: np.ndarray) -> dict[str, Sequence[bytes]]:
         return self._source.stored(self._in_source(tf.constant(indices, tf.int64)).numpy())
 
-    def bounds(self, feature: str) -> tuple[float, float] | None:
-        """Returns the bounds in the whole."""
-        return self._source.bounds(feature)
-
     def where(self, index: int) -> str:
         return self._source.where(int(self._in_source(tf.constant([index], tf.int64))[0]))
 
